@@ -1,0 +1,183 @@
+"""The context that records: module stack, attention reroute, optimizer hooks and dispatch hook."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from ..errors import UserError
+from . import fold as folding
+from .attention import FusedAttention
+from .modules import ModuleStack
+from .records import Fold, Op, Parameter, Trace
+from .recorder import Recorder
+
+
+class Capture:
+    """Record every op that runs in the `with` block; `capture.trace` holds the result after it.
+
+    Args:
+        model: the module whose tree names the ops. It is not patched or moved. None records all
+            ops under the empty path.
+        attention: "fused" sends SDPA on meta and fake tensors to the fused op a GPU would run;
+            "naive" keeps its decomposition into matmuls and softmax.
+        fold: trace one layer of each kind and count it for all of its kind (see `fold.py`).
+
+    Raises:
+        UserError: for a compiled module, whose ops torch hides from every dispatch mode.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, *, attention: str = "fused", fold: bool = False
+    ) -> None:
+        if attention not in ("fused", "naive"):
+            raise UserError(f"attention={attention!r}: choose 'fused' or 'naive'")
+        if hasattr(model, "_orig_mod"):
+            raise UserError(
+                "a torch.compile'd module runs as one opaque graph: "
+                "trace the module that you gave to torch.compile (its ._orig_mod)"
+            )
+        self.trace = Trace()
+        self._model = model
+        self._fold = fold
+        self._attention = attention
+        self._stack = ModuleStack(model)
+        self._recorder = Recorder(self._stack)
+        self._context = contextlib.ExitStack()
+        self._unfold = contextlib.ExitStack()
+        self._folds: tuple[Fold, ...] = ()
+        self._parameters: list[Parameter] = []
+
+    def __enter__(self) -> Self:
+        if self._model is not None:
+            self._parameters = list(self._inventory(self._model))
+            if self._fold:
+                self._folds = self._unfold.enter_context(folding.folded(self._model))
+        enter = self._context.enter_context
+        enter(self._unfold)
+        enter(self._stack)
+        enter(_optimizer_hooks(self))
+        if self._attention == "fused":
+            enter(FusedAttention())
+        enter(self._recorder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # The trace is built even when the model raised midway: what ran stays readable.
+        self._context.close()
+        self._mark_gradients()
+        self._finish()
+
+    def unfold(self) -> None:
+        """Put the folded layers back before the block ends, as an optimizer step needs them."""
+        self._unfold.close()
+
+    def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
+        """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
+        for tensor in tensors:
+            self._recorder.register(tensor.untyped_storage(), role)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Ops in this block are not part of the program (filling in what folding left out)."""
+        self._recorder.paused = True
+        try:
+            yield
+        finally:
+            self._recorder.paused = False
+
+    # -- internals ---------------------------------------------------------------------------------
+
+    def _inventory(self, model: nn.Module) -> Iterator[Parameter]:
+        """Parameters and buffers, a shared one once; their storages get the role "weights"."""
+        named: list[tuple[str, Tensor, bool]] = [
+            (name, tensor, False) for name, tensor in model.named_parameters()
+        ]
+        named += [(name, tensor, True) for name, tensor in model.named_buffers()]
+        for name, tensor, buffer in named:
+            sid = self._recorder.register(tensor.untyped_storage(), "weights")
+            self._recorder.storages[sid].born = -1
+            yield Parameter(
+                name,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                sid,
+                not buffer and tensor.requires_grad,
+                buffer,
+            )
+
+    def _mark_gradients(self) -> None:
+        if self._model is not None:
+            self.mark(
+                "gradients", (p.grad for p in self._model.parameters() if p.grad is not None)
+            )
+
+    def _finish(self) -> None:
+        recorder = self._recorder
+        recorder.detach()
+        calls = self._stack.calls
+        self.trace.ops = _with_counts(recorder.ops, [c.module for c in calls], self._folds)
+        self.trace.calls = calls
+        self.trace.storages = recorder.storages
+        self.trace.parameters = self._parameters
+        self.trace.folds = self._folds
+        self.trace.pointwise = frozenset(recorder.pointwise)
+        self.trace.header = {
+            "model": type(self._model).__name__ if self._model is not None else "",
+            "attention": self._attention,
+            "torch": str(torch.__version__),
+        }
+
+
+def _with_counts(ops: list[Op], paths: list[str], folds: tuple[Fold, ...]) -> list[Op]:
+    """Give the ops of a folded layer the number of layers that it stands for."""
+    if not folds:
+        return ops
+    by_module = {fold.module: fold.count for fold in folds}
+    counts = []
+    for path in paths:
+        count = 1
+        for module, n in by_module.items():
+            if path == module or path.startswith(module + "."):
+                count = n
+        counts.append(count)
+    return [op if counts[op.call] == 1 else op._replace(count=counts[op.call]) for op in ops]
+
+
+@contextlib.contextmanager
+def _optimizer_hooks(capture: Capture) -> Iterator[None]:
+    """Ops inside of any `Optimizer.step` of this thread belong to the optimizer phase."""
+    thread = threading.get_ident()
+    recorder = capture._recorder
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            capture._mark_gradients()
+            recorder.in_optimizer = True
+
+    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            recorder.in_optimizer = False
+            for state in optimizer.state.values():
+                capture.mark("optimizer", (v for v in state.values() if isinstance(v, Tensor)))
+
+    handles = (register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after))
+    try:
+        yield
+    finally:
+        recorder.in_optimizer = False
+        for handle in handles:
+            handle.remove()

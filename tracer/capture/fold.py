@@ -1,0 +1,125 @@
+"""Trace one layer of each kind and let it stand for all that run the same program.
+
+`folded(model)` looks for `ModuleList`s whose entries repeat (same class, same settings, same
+parameter shapes), and for the duration of the context leaves the first of each kind in place. The
+model's own loop then visits the shorter list. That is right for a stack of layers that a loop
+passes one hidden state through, and wrong for a list that is indexed or zipped with something else,
+so the caller has to ask for it: the command line does for language models, `tracer.trace` never
+by itself. A test holds the folded trace against the full one; `--full` traces every layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .records import Fold
+
+_PLAIN = (int, float, str, bool, type(None))
+
+
+@contextlib.contextmanager
+def folded(model: nn.Module) -> Iterator[tuple[Fold, ...]]:
+    """Shorten every list of repeated layers in `model`; restores it on exit, whatever happens.
+
+    Only the outermost lists are folded: what repeats inside of a kept layer is traced as it is.
+    """
+    replaced: list[tuple[nn.Module, str, nn.ModuleList]] = []
+    folds: list[Fold] = []
+    try:
+        for owner, name, path, layers in _outermost_lists(model):
+            kept, found = _fold_list(path, layers)
+            if len(kept) < len(layers):
+                short = _ShortList(layers, kept)
+                replaced.append((owner, name, layers))
+                owner._modules[name] = short
+                folds.extend(found)
+        yield tuple(folds)
+    finally:
+        for owner, name, layers in replaced:
+            owner._modules[name] = layers
+
+
+class _ShortList(nn.ModuleList):
+    """The kept layers under their own indices, so that module paths stay those of the model."""
+
+    def __init__(self, layers: nn.ModuleList, kept: list[int]) -> None:
+        super().__init__()
+        for index in kept:
+            self._modules[str(index)] = layers[index]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(list(self._modules.values()))
+
+    def __getitem__(self, index: Any) -> Any:
+        values = list(self._modules.values())
+        return values[index]
+
+
+def _outermost_lists(
+    module: nn.Module, prefix: str = ""
+) -> Iterator[tuple[nn.Module, str, str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, nn.ModuleList) and len(child) > 1:
+            yield module, name, path, child
+        else:
+            yield from _outermost_lists(child, path)
+
+
+def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]:
+    """The index of the first layer of every kind, and what each of them stands for."""
+    kinds: list[tuple[_Signature, list[int]]] = []
+    for index, layer in enumerate(layers):
+        mine = _signature(layer)
+        for signature, members in kinds:
+            if _same(signature, members[0], mine, index):
+                members.append(index)
+                break
+        else:
+            kinds.append((mine, [index]))
+    folds = [
+        Fold(f"{path}.{members[0]}", len(members), tuple(f"{path}.{i}" for i in members))
+        for _, members in kinds
+        if len(members) > 1
+    ]
+    return [members[0] for _, members in kinds], folds
+
+
+class _Signature(NamedTuple):
+    """What two layers must share to run the same program on the same input."""
+
+    structure: tuple[Any, ...]  # paths, classes, shapes, dtypes and devices, all the way down
+    settings: tuple[tuple[str, Any], ...]  # plain attributes: eps, head counts, layer_idx, ...
+
+
+def _signature(layer: nn.Module) -> _Signature:
+    structure: list[Any] = []
+    settings: list[tuple[str, Any]] = []
+    for path, module in layer.named_modules():
+        tensors = tuple(
+            (name, tuple(tensor.shape), tensor.dtype, tensor.device.type)
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        )
+        structure.append((path, type(module), tensors))
+        settings.extend(
+            (f"{path}.{key}", value)
+            for key, value in vars(module).items()
+            if isinstance(value, _PLAIN) and not key.startswith("_")
+        )
+    return _Signature(tuple(structure), tuple(settings))
+
+
+def _same(a: _Signature, index_a: int, b: _Signature, index_b: int) -> bool:
+    """Equal, but for settings that hold the layer's own position (`layer_idx`)."""
+    if a.structure != b.structure or len(a.settings) != len(b.settings):
+        return False
+    return all(
+        key_a == key_b and (x == y or (x == index_a and y == index_b and type(x) is int))
+        for (key_a, x), (key_b, y) in zip(a.settings, b.settings, strict=True)
+    )
