@@ -1,0 +1,8 @@
+"""Chip descriptions: one TOML file a chip, every number with its public source.
+
+Importing this package reads nothing and does not import torch.
+"""
+
+from .loader import Chip, ChipError, chip_ids, load_chip
+
+__all__ = ["Chip", "ChipError", "chip_ids", "load_chip"]
