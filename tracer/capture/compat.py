@@ -19,6 +19,7 @@ __all__ = [
     "current_autograd_node",
     "current_graph_task_id",
     "dispatch_mode_stack",
+    "is_composite",
     "is_fake",
     "next_sequence_nr",
     "storage_key",
@@ -36,6 +37,12 @@ def storage_key(storage: torch.UntypedStorage) -> int:
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is a FakeTensor, without importing the fake-tensor machinery."""
     return type(tensor).__name__ == "FakeTensor"
+
+
+def is_composite(func: Any) -> bool:
+    """Whether the op is made of other ops (CompositeImplicitAutograd) and has no kernel."""
+    key = "CompositeImplicitAutograd"
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
 def dispatch_mode_stack() -> list[Any]:

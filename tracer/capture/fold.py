@@ -1,8 +1,8 @@
-"""Trace one layer of each kind and let it stand for all that run the same program.
+"""Trace a few layers of each kind and let one stand for all that run the same program.
 
 `folded(model)` looks for `ModuleList`s whose entries repeat (same class, same settings, same
-parameter shapes), and for the duration of the context leaves the first of each kind in place. The
-model's own loop then visits the shorter list. That is right for a stack of layers that a loop
+parameter shapes), and for the duration of the context leaves three of each kind in place. The model's
+own loop then visits the shorter list. That is right for a stack of layers that a loop
 passes one hidden state through, and wrong for a list that is indexed or zipped with something else,
 so the caller has to ask for it: the command line does for language models, `tracer.trace` never
 by itself. A test holds the folded trace against the full one; `--full` traces every layer.
@@ -71,7 +71,12 @@ def _outermost_lists(
 
 
 def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]:
-    """The index of the first layer of every kind, and what each of them stands for."""
+    """The indices to keep, and how many layers each of them stands for.
+
+    The first and the last layer of a kind stand for themselves and one between them for the rest:
+    so each boundary that occurs (kind to kind, middle to middle) occurs in the short list too, and
+    fusion across boundaries counts the same.
+    """
     kinds: list[tuple[_Signature, list[int]]] = []
     for index, layer in enumerate(layers):
         mine = _signature(layer)
@@ -81,12 +86,15 @@ def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]
                 break
         else:
             kinds.append((mine, [index]))
-    folds = [
-        Fold(f"{path}.{members[0]}", len(members), tuple(f"{path}.{i}" for i in members))
-        for _, members in kinds
-        if len(members) > 1
-    ]
-    return [members[0] for _, members in kinds], folds
+    kept: list[int] = []
+    folds: list[Fold] = []
+    for _, members in kinds:
+        kept.extend(sorted({members[0], members[min(1, len(members) - 1)], members[-1]}))
+        middle = members[1:-1]
+        if len(middle) > 1:
+            names = tuple(f"{path}.{index}" for index in middle)
+            folds.append(Fold(names[0], len(middle), names))
+    return sorted(kept), folds
 
 
 class _Signature(NamedTuple):

@@ -26,6 +26,7 @@ class _Schema(NamedTuple):
 
     name: str
     silent: bool  # profiler marks and the like: not work
+    composite: bool  # has a decomposition into other aten ops, which are what runs
     written: tuple[tuple[int, str], ...]  # (position, name) of arguments that the op writes
 
 
@@ -60,6 +61,12 @@ class Recorder(compat.TorchDispatchMode):
                 self.pointwise.add(schema.name)
         if schema.silent or self.paused:
             return func(*args, **(kwargs or {}))
+        if schema.composite:
+            # inference_mode hands over composite ops whole (`linear`, `matmul`): look inside.
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         for kind in types:
             if kind.__name__ == "DTensor":
                 return NotImplemented
@@ -205,13 +212,14 @@ _DTYPES: dict[torch.dtype, str] = {
 def _read_schema(func: Any) -> _Schema:
     arguments = getattr(func, "_schema", None)
     if arguments is None:  # a higher-order operator
-        return _Schema(f"higher_order.{func}.default", False, ())
+        return _Schema(f"higher_order.{func}.default", False, False, ())
     written = tuple(
         (position, argument.name)
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-    return _Schema(str(func), func.namespace in ("profiler", "prim", "debugprims"), written)
+    silent = func.namespace in ("profiler", "prim", "debugprims")
+    return _Schema(str(func), silent, compat.is_composite(func), written)
 
 
 def _written_storages(

@@ -1,0 +1,15 @@
+"""One formula per op, a file a family. Importing this package registers them all."""
+
+from . import attention, conv, grouped, indexing, matmul, normalise, optimizers, pointwise, sorting
+
+__all__ = [
+    "attention",
+    "conv",
+    "grouped",
+    "indexing",
+    "matmul",
+    "normalise",
+    "optimizers",
+    "pointwise",
+    "sorting",
+]
