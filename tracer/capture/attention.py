@@ -3,12 +3,13 @@
 On meta and fake tensors the function decomposes into two batched matmuls and a softmax, a program
 that no GPU runs by default. This function mode calls a fused aten op instead; the op carries its
 own derivative, so the backward pass is the fused one too. Without the mode the decomposition is
-what gets recorded (`naive` execution).
+what gets recorded (`naive` execution), in the tensors' own precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,22 @@ from torch.overrides import TorchFunctionMode
 from . import compat
 
 _FLASH_MAX_HEAD = 256  # head size limit of the flash kernels, elements
+
+
+@contextlib.contextmanager
+def decomposed_attention() -> Iterator[None]:
+    """Keep SDPA's decomposition, with half-precision matmuls on half-precision tensors.
+
+    By default torch widens them to FP32 on its math path, to be a numerical reference; unfused
+    attention as people write it multiplies in BF16 and only the softmax is FP32.
+    """
+    backend = torch.backends.cuda
+    before = backend.fp16_bf16_reduction_math_sdp_allowed()
+    backend.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        yield
+    finally:
+        backend.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 class FusedAttention(TorchFunctionMode):

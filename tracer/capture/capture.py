@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from ..errors import UserError
 from . import fold as folding
-from .attention import FusedAttention
+from .attention import FusedAttention, decomposed_attention
 from .modules import ModuleStack
 from .records import Fold, Op, Parameter, Trace
 from .recorder import Recorder
@@ -32,14 +32,15 @@ class Capture:
             ops under the empty path.
         attention: "fused" sends SDPA on meta and fake tensors to the fused op a GPU would run;
             "naive" keeps its decomposition into matmuls and softmax.
-        fold: trace one layer of each kind and count it for all of its kind (see `fold.py`).
+        fold: trace a few layers of each kind of the list that holds this many, and count them for
+            all (see `fold.py`); 0 traces every layer.
 
     Raises:
         UserError: for a compiled module, whose ops torch hides from every dispatch mode.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, attention: str = "fused", fold: bool = False
+        self, model: nn.Module | None = None, *, attention: str = "fused", fold: int = 0
     ) -> None:
         if attention not in ("fused", "naive"):
             raise UserError(f"attention={attention!r}: choose 'fused' or 'naive'")
@@ -63,13 +64,12 @@ class Capture:
         if self._model is not None:
             self._parameters = list(self._inventory(self._model))
             if self._fold:
-                self._folds = self._unfold.enter_context(folding.folded(self._model))
+                self._folds = self._unfold.enter_context(folding.folded(self._model, self._fold))
         enter = self._context.enter_context
         enter(self._unfold)
         enter(self._stack)
         enter(_optimizer_hooks(self))
-        if self._attention == "fused":
-            enter(FusedAttention())
+        enter(FusedAttention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         return self
 
@@ -88,7 +88,7 @@ class Capture:
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
         for tensor in tensors:
-            self._recorder.register(tensor.untyped_storage(), role)
+            self._recorder.register(tensor.untyped_storage(), role, born=-1)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -99,6 +99,15 @@ class Capture:
         finally:
             self._recorder.paused = False
 
+    @contextlib.contextmanager
+    def optimizer_step(self) -> Iterator[None]:
+        """Ops in this block belong to the optimizer phase, as those of `Optimizer.step` do."""
+        self._recorder.optimizers += 1
+        try:
+            yield
+        finally:
+            self._recorder.optimizers -= 1
+
     # -- internals ---------------------------------------------------------------------------------
 
     def _inventory(self, model: nn.Module) -> Iterator[Parameter]:
@@ -108,8 +117,7 @@ class Capture:
         ]
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
-            sid = self._recorder.register(tensor.untyped_storage(), "weights")
-            self._recorder.storages[sid].born = -1
+            sid = self._recorder.register(tensor.untyped_storage(), "weights", born=-1)
             yield Parameter(
                 name,
                 tuple(tensor.shape),
@@ -162,15 +170,16 @@ def _optimizer_hooks(capture: Capture) -> Iterator[None]:
     """Ops inside of any `Optimizer.step` of this thread belong to the optimizer phase."""
     thread = threading.get_ident()
     recorder = capture._recorder
+    depth = recorder.optimizers
 
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == thread:
             capture._mark_gradients()
-            recorder.in_optimizer = True
+            recorder.optimizers += 1
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == thread:
-            recorder.in_optimizer = False
+            recorder.optimizers -= 1
             for state in optimizer.state.values():
                 capture.mark("optimizer", (v for v in state.values() if isinstance(v, Tensor)))
 
@@ -178,6 +187,6 @@ def _optimizer_hooks(capture: Capture) -> Iterator[None]:
     try:
         yield
     finally:
-        recorder.in_optimizer = False
+        recorder.optimizers = depth
         for handle in handles:
             handle.remove()

@@ -1,11 +1,11 @@
 """Trace a few layers of each kind and let one stand for all that run the same program.
 
-`folded(model)` looks for `ModuleList`s whose entries repeat (same class, same settings, same
+`folded(model, layers)` looks for `ModuleList`s whose entries repeat (same class, same settings, same
 parameter shapes), and for the duration of the context leaves three of each kind in place. The model's
 own loop then visits the shorter list. That is right for a stack of layers that a loop
 passes one hidden state through, and wrong for a list that is indexed or zipped with something else,
-so the caller has to ask for it: the command line does for language models, `tracer.trace` never
-by itself. A test holds the folded trace against the full one; `--full` traces every layer.
+so the caller has to ask for it and to say how many layers the stack has: the command line does for
+language models, `tracer.trace` never by itself. A test holds the folded trace against the full one; `--full` traces every layer.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ _PLAIN = (int, float, str, bool, type(None))
 
 
 @contextlib.contextmanager
-def folded(model: nn.Module) -> Iterator[tuple[Fold, ...]]:
-    """Shorten every list of repeated layers in `model`; restores it on exit, whatever happens.
-
-    Only the outermost lists are folded: what repeats inside of a kept layer is traced as it is.
-    """
+def folded(model: nn.Module, layers: int) -> Iterator[tuple[Fold, ...]]:
+    """Shorten every outermost `ModuleList` of `layers` entries; restores it, whatever happens."""
     replaced: list[tuple[nn.Module, str, nn.ModuleList]] = []
     folds: list[Fold] = []
     try:
-        for owner, name, path, layers in _outermost_lists(model):
-            kept, found = _fold_list(path, layers)
-            if len(kept) < len(layers):
-                short = _ShortList(layers, kept)
-                replaced.append((owner, name, layers))
+        for owner, name, path, full in _outermost_lists(model):
+            if len(full) != layers:
+                continue
+            kept, found = _fold_list(path, full)
+            if len(kept) < len(full):
+                short = _ShortList(full, kept)
+                replaced.append((owner, name, full))
                 owner._modules[name] = short
                 folds.extend(found)
         yield tuple(folds)
     finally:
-        for owner, name, layers in replaced:
-            owner._modules[name] = layers
+        for owner, name, full in replaced:
+            owner._modules[name] = full
 
 
 class _ShortList(nn.ModuleList):

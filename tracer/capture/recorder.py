@@ -41,7 +41,7 @@ class Recorder(compat.TorchDispatchMode):
         super().__init__()
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
-        self.in_optimizer = False
+        self.optimizers = 0  # optimizer steps that are open
         self.paused = False
         self.pointwise: set[str] = set()
         self._stack = stack
@@ -81,7 +81,7 @@ class Recorder(compat.TorchDispatchMode):
 
         if compat.current_graph_task_id() == compat.NO_GRAPH_TASK:
             call = self._stack.current
-            phase = OPTIMIZER if self.in_optimizer else FORWARD
+            phase = OPTIMIZER if self.optimizers else FORWARD
             # The node of this op exists already, so the next number minus one is its own. The
             # first op to see a number made the node; later ops without a node see it again.
             self._call_of_node.setdefault(compat.next_sequence_nr() - 1, call)
@@ -176,13 +176,18 @@ class Recorder(compat.TorchDispatchMode):
 
     # -- storages ----------------------------------------------------------------------------------
 
-    def register(self, storage: torch.UntypedStorage, role: str | None = None) -> int:
-        """The id of `storage`, given on first sight; `role` is kept when it is the first known."""
+    def register(
+        self, storage: torch.UntypedStorage, role: str | None = None, born: int | None = None
+    ) -> int:
+        """The id of `storage`, given on first sight; of several roles the first is kept.
+
+        `born` is the op that makes it if it is new here: by default the one being recorded.
+        """
         key = compat.storage_key(storage)
         sid = self._ids.get(key)
         if sid is None:
             sid = self._ids[key] = len(self.storages)
-            record = Storage(storage.nbytes(), len(self.ops))
+            record = Storage(storage.nbytes(), len(self.ops) if born is None else born)
             self.storages.append(record)
             # The address of a dead storage is used again: forget it when it dies, and note when.
             ids, ops = self._ids, self.ops

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..capture.records import DTYPE_BITS, Op, Trace
+from ..capture.records import Op, Trace
 from ..errors import UserError
 from . import formulas
 from .conventions import Conventions
@@ -20,7 +20,7 @@ from .fusion import Node, fuse
 from .registry import Env, Formula, Registry, registry
 from .roles import storage_roles
 from .traffic import Traffic, is_view, traffic
-from .work import FREE, GROUPED_GEMM, UNKNOWN, UNMODELLED, Cost, Work
+from .work import FREE, UNKNOWN, UNMODELLED, Cost, Work
 
 assert formulas  # imported for its registrations
 
@@ -68,6 +68,7 @@ class Ledger:
     conventions: Conventions
     execution: str
     kernels: tuple[Kernel, ...]
+    materialised: frozenset[int] = frozenset()  # storages that some kernel still writes
 
     def total(self, phase: str | None = None) -> Cost:
         """The whole cost, or that of one phase."""
@@ -159,7 +160,8 @@ def price(
     kernels = tuple(
         _kernel(trace, members, works, moved, roles, conventions) for members in groups
     )
-    return Ledger(trace, conventions, execution, kernels)
+    materialised = frozenset(m.storage for op in moved for m in op.writes)
+    return Ledger(trace, conventions, execution, kernels, materialised)
 
 
 def _work(
@@ -236,7 +238,3 @@ def _cost(
                 nbytes = round(nbytes * conventions.activation_fusion)
             side[role] = side.get(role, 0) + nbytes
     return Cost(flops, work.vector, recompute, read, write)
-
-
-assert set(PRECISIONS) <= set(DTYPE_BITS)
-assert GROUPED_GEMM

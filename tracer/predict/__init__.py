@@ -1,0 +1,7 @@
+"""A step: time, memory and what limits it."""
+
+from .inventory import Inventory, take_inventory
+from .memory import Memory, memory
+from .step import Step, predict
+
+__all__ = ["Inventory", "Memory", "Step", "memory", "predict", "take_inventory"]

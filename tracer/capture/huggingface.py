@@ -1,0 +1,149 @@
+"""Any Hugging Face causal language model as a program, on plain meta.
+
+transformers builds masks by looking at data, which meta tensors do not have, and repeats K/V to
+all heads when it sees a tracer. Both hide what a GPU runs. So an attention and a mask function of
+our own are registered through transformers' interfaces: no mask is built, and causality, GQA and
+scale reach one `scaled_dot_product_attention` call, which the capture sends to a fused op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .program import DECODE, PREFILL, TRAINING, unknown_model
+
+_NAME = "tracer"  # of our attention and mask functions in transformers' registries
+
+
+class HuggingFaceProgram:
+    """`AutoModelForCausalLM.from_config` on meta in BF16 under the `Program` protocol.
+
+    Raises:
+        UserError: no config under this name, a class that does not build on meta, or `dtype` other
+            than "bf16" (`from_config` ignores a checkpoint's quantisation).
+    """
+
+    phases = (TRAINING, PREFILL, DECODE)
+
+    def __init__(
+        self, name: str, dtype: str = "bf16", layers: int | None = None, remote_code: bool = False
+    ) -> None:
+        if dtype != "bf16":
+            raise UserError(
+                f"--dtype {dtype}: {name} is not of the bundled DeepSeek family, "
+                "and transformers builds it from its config in bf16 only"
+            )
+        self.name = name
+        with _quiet():
+            config = _read_config(name, remote_code)
+            if layers is not None:
+                config.num_hidden_layers = layers
+            self.config = config
+            self._model = _build(name, config, remote_code)
+        self.source = f"transformers {type(self._model).__name__}"
+        self.vocabulary = self.config.get_text_config().vocab_size
+        self.layers = self.config.get_text_config().num_hidden_layers
+
+    def module(self, phase: str) -> nn.Module:
+        """One module for all phases."""
+        return self._model
+
+    def new_cache(self, phase: str, batch: int, capacity: int, filled: int) -> Any:
+        """transformers' own cache; for decode filled by an unrecorded prefill of `filled` tokens."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.config)
+        if filled:
+            ids = torch.zeros(batch, filled, dtype=torch.long, device="meta")
+            with torch.no_grad(), _quiet():
+                cache = self._call(ids, cache).past_key_values
+        return cache
+
+    def cache_tensors(self, cache: Any) -> Iterable[Tensor]:
+        """Keys and values (or states) that the cache's layers hold now."""
+        for layer in getattr(cache, "layers", ()):
+            for value in vars(layer).values():
+                if isinstance(value, Tensor) and value.numel():
+                    yield value
+
+    def logits(self, phase: str, ids: Tensor, cache: Any) -> Tensor:
+        """[B, S] token ids to [B, S, V] logits."""
+        with _quiet():
+            out: Tensor = self._call(ids, cache).logits
+        return out
+
+    def _call(self, ids: Tensor, cache: Any) -> Any:
+        # An all-ones mask keeps transformers from looking for packed sequences in the data.
+        length = ids.shape[1] + (cache.get_seq_length() if cache is not None else 0)
+        mask = torch.ones(ids.shape[0], length, dtype=torch.long, device="meta")
+        return self._model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+        )
+
+
+def _read_config(name: str, remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, hub errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise unknown_model(name, f"transformers cannot read a config for it ({reason})") from error
+
+
+def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=_NAME,
+                dtype=torch.bfloat16,
+                trust_remote_code=remote_code,
+            )
+    except Exception as error:
+        raise UserError(
+            f"{name}: transformers cannot build a causal language model from its config "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from error
+    if getattr(type(model), "_can_set_experts_implementation", lambda: False)():
+        model.set_experts_implementation("grouped_mm")
+    return model
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
+    scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention signature over one SDPA call; [B,H,S,D] in, [B,S,H,D] out."""
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling,
+        # A single new token sees every key.
+        is_causal=bool(causal) and query.shape[2] > 1,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers logs advice about kernels and loss functions that does not concern a trace."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+

@@ -1,0 +1,75 @@
+"""What a model is made of, read from a trace: parameters, the active ones, KV bytes a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..capture.records import FORWARD, Op, TensorRef, Trace
+from ..cost.dataflow import Dataflow
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Counts of one model.
+
+    Attributes:
+        parameters: elements of all parameters, a shared one once; buffers are not parameters.
+        active_parameters: those that one token meets: all that the forward touches, of routed
+            experts k in E. The embedding counts whole, as published figures have it.
+        weight_bytes: parameters and buffers as stored.
+        kv_bytes_per_token: written to the cache for one token, over all layers.
+    """
+
+    parameters: int
+    active_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+def take_inventory(trace: Trace, tokens: int) -> Inventory:
+    """The inventory of the model behind a prefill trace of `tokens` tokens."""
+    parameters = [p for p in trace.parameters if not p.buffer]
+    return Inventory(
+        sum(p.numel for p in parameters),
+        _active(trace),
+        sum(p.nbytes for p in trace.parameters),
+        kv_written(trace) // max(tokens, 1),
+    )
+
+
+def _active(trace: Trace) -> int:
+    """Σ over touched parameters of numel × share, the share being k/E under a grouped matmul."""
+    by_storage = {p.storage: p for p in trace.parameters if not p.buffer}
+    flow = Dataflow(trace.ops)
+    met: dict[int, int] = {}  # storage -> elements of one layer that a token meets
+    for index, op in enumerate(trace.ops):
+        if op.phase != FORWARD:
+            continue
+        for ref in op.inputs():
+            parameter = by_storage.get(ref.storage)
+            if parameter is None or not _computes(op, ref):
+                continue
+            elements = parameter.numel
+            if "grouped" in op.name and len(ref.shape) == 3:
+                top_k = flow.top_k(index) or ref.shape[0]
+                elements = elements * top_k // ref.shape[0]
+            met[ref.storage] = max(met.get(ref.storage, 0), elements * op.count)
+    return sum(met.values())
+
+
+def _computes(op: Op, ref: TensorRef) -> bool:
+    """A view of a parameter is no use of it; an op with a result of its own is."""
+    return all(out.storage != ref.storage for out in op.outputs)
+
+
+def kv_written(trace: Trace) -> int:
+    """Bytes of the cache that the traced step filled, all layers."""
+    written = 0
+    for op in trace.ops:
+        targets = {s for s in op.mutates if trace.storages[s].role == "kv"}
+        inputs = {ref.storage for ref in op.inputs()}
+        for out in op.outputs:
+            fresh = out.storage not in inputs and trace.storages[out.storage].role == "kv"
+            if fresh or out.storage in targets:
+                written += out.nbytes * op.count
+    return written
