@@ -18,7 +18,7 @@ __all__ = [
     "TorchDispatchMode",
     "current_autograd_node",
     "current_graph_task_id",
-    "dispatch_mode_stack",
+    "function_mode_stack",
     "is_composite",
     "is_fake",
     "next_sequence_nr",
@@ -45,8 +45,8 @@ def is_composite(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
-def dispatch_mode_stack() -> list[Any]:
-    """The active dispatch modes, outermost first."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+def function_mode_stack() -> list[Any]:
+    """The active torch-function modes, outermost first."""
+    from torch.overrides import _get_current_function_mode_stack
 
-    return list(_get_current_dispatch_mode_stack())
+    return list(_get_current_function_mode_stack())

@@ -15,8 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+)
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import UserError
+from .attention import windowed_attention
 from .program import DECODE, PREFILL, TRAINING, unknown_model
 
 _NAME = "tracer"  # of our attention and mask functions in transformers' registries
@@ -56,14 +65,17 @@ class HuggingFaceProgram:
         return self._model
 
     def new_cache(self, phase: str, batch: int, capacity: int, filled: int) -> Any:
-        """transformers' own cache; for decode filled by an unrecorded prefill of `filled` tokens."""
-        from transformers import DynamicCache
+        """transformers' cache with layers that are written in place, as servers' caches are.
 
+        Its own layers concatenate: every step would copy the whole cache.
+        """
         cache = DynamicCache(config=self.config)
-        if filled:
-            ids = torch.zeros(batch, filled, dtype=torch.long, device="meta")
-            with torch.no_grad(), _quiet():
-                cache = self._call(ids, cache).past_key_values
+        for index, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer:
+                cache.layers[index] = _InPlaceLayer(capacity, filled)
+            elif type(layer) is DynamicSlidingWindowLayer:
+                window = min(capacity, layer.sliding_window)
+                cache.layers[index] = _InPlaceLayer(window, filled, sliding=True)
         return cache
 
     def cache_tensors(self, cache: Any) -> Iterable[Tensor]:
@@ -89,8 +101,6 @@ class HuggingFaceProgram:
 
 
 def _read_config(name: str, remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, hub errors
@@ -99,8 +109,6 @@ def _read_config(name: str, remote_code: bool) -> Any:
 
 
 def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
     try:
@@ -123,17 +131,78 @@ def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
-    scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None,
+    sliding_window: int | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention signature over one SDPA call; [B,H,S,D] in, [B,S,H,D] out."""
+    """transformers' attention signature over one fused op; [B,H,S,D] in, [B,S,H,D] out."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    out = nn.functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, scale=scaling,
-        # A single new token sees every key.
-        is_causal=bool(causal) and query.shape[2] > 1,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+    causal = bool(causal) and query.shape[2] > 1  # a single new token sees every key
+    if causal and sliding_window is not None and sliding_window < key.shape[2]:
+        out = windowed_attention(query, key, value, sliding_window, scaling)
+    else:
+        out = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=causal,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     return out.transpose(1, 2).contiguous(), None
+
+
+class _InPlaceLayer(CacheLayerMixin):
+    """Keys and values of one layer in tensors of `capacity` tokens, allocated on first use.
+
+    `filled` tokens count as computed before; they are what a decode step attends. A sliding layer
+    is a ring: when it is full, new tokens replace the oldest.
+    """
+
+    def __init__(self, capacity: int, filled: int, sliding: bool = False) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = filled
+        self.is_sliding = sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate [B, H, capacity, D] for keys and for values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        for name, states in (("keys", key_states), ("values", value_states)):
+            batch, heads, _, size = states.shape
+            setattr(self, name, states.new_empty(batch, heads, self.capacity, size))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens and return what they may attend."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[2]
+        before, self.length = self.length, self.length + new
+        kept = min(new, self.capacity)
+        start = before % self.capacity if self.is_sliding else before
+        start = min(start, self.capacity - kept)
+        assert self.keys is not None and self.values is not None
+        for held, states in ((self.keys, key_states), (self.values, value_states)):
+            held[:, :, start : start + kept] = states[:, :, new - kept :]
+        if self.is_sliding and before == 0:
+            return key_states, value_states  # a prefill longer than the window sees all of itself
+        visible = min(self.length, self.capacity)
+        return self.keys[:, :, :visible], self.values[:, :, :visible]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that a mask would have."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """Tokens that fit."""
+        return self.capacity
 
 
 @contextlib.contextmanager

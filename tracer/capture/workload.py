@@ -153,11 +153,13 @@ class _MasterAdamW:
     def __init__(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.masters = [torch.empty_like(p, dtype=torch.float32) for p in self.parameters]
-        for master in self.masters:
-            master.grad = torch.empty_like(master)
         self.optimizer = torch.optim.AdamW(self.masters, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for master in self.masters:
+            self.optimizer.state[master] = {
+                "step": torch.tensor(1.0),
+                "exp_avg": torch.empty_like(master),
+                "exp_avg_sq": torch.empty_like(master),
+            }
 
     def tensors(self) -> list[Tensor]:
         """Masters and both moments. The widened gradients live only during the step."""

@@ -72,14 +72,16 @@ def _reads(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
     exceptions = work.read or {}
     if exceptions.get("*") == 0:
         return
-    whole: list[TensorRef] = []
+    read: dict[int, list[TensorRef]] = {}
     for name, ref in _arguments(op, names):
         if name in exceptions:
             if exceptions[name]:
                 yield Moved(ref.storage, exceptions[name])
-        elif name != "out" and not any(_covers(other, ref) for other in whole):
-            whole.append(ref)
-            yield Moved(ref.storage, ref.nbytes)
+        elif name != "out":
+            before = read.setdefault(ref.storage, [])
+            if not any(_covers(other, ref) for other in before):
+                before.append(ref)
+                yield Moved(ref.storage, ref.nbytes)
 
 
 def _writes(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
@@ -101,9 +103,7 @@ def _writes(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
 
 
 def _covers(big: TensorRef, small: TensorRef) -> bool:
-    """Whether reading `big` brings every element of `small` along: same storage, boxes nested."""
-    if big.storage != small.storage:
-        return False
+    """Whether reading `big` brings all of `small`, of the same storage, along: boxes nested."""
     if big == small:
         return True
     if big.dtype != small.dtype or big.distinct < small.distinct:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..capture.records import FORWARD, Op, TensorRef, Trace
+from ..cost import NAIVE, price
 from ..cost.dataflow import Dataflow
 
 
@@ -33,7 +34,7 @@ def take_inventory(trace: Trace, tokens: int) -> Inventory:
         sum(p.numel for p in parameters),
         _active(trace),
         sum(p.nbytes for p in trace.parameters),
-        kv_written(trace) // max(tokens, 1),
+        price(trace, execution=NAIVE).total().write.get("kv", 0) // tokens,
     )
 
 
@@ -60,16 +61,3 @@ def _active(trace: Trace) -> int:
 def _computes(op: Op, ref: TensorRef) -> bool:
     """A view of a parameter is no use of it; an op with a result of its own is."""
     return all(out.storage != ref.storage for out in op.outputs)
-
-
-def kv_written(trace: Trace) -> int:
-    """Bytes of the cache that the traced step filled, all layers."""
-    written = 0
-    for op in trace.ops:
-        targets = {s for s in op.mutates if trace.storages[s].role == "kv"}
-        inputs = {ref.storage for ref in op.inputs()}
-        for out in op.outputs:
-            fresh = out.storage not in inputs and trace.storages[out.storage].role == "kv"
-            if fresh or out.storage in targets:
-                written += out.nbytes * op.count
-    return written

@@ -1,0 +1,81 @@
+"""The compact answer on a terminal."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from tracer.hardware import Chip
+
+from ..cost import EFFICIENT
+from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
+from .text import gigabytes, si
+
+
+def render(study: Study) -> str:
+    """Results for every chip, what limits each phase, contributors, memory, coverage, conventions."""
+    inventory = study.inventory
+    lines = [
+        f"{study.name} in {study.dtype} - {study.source}",
+        f"{inventory.parameters:,} parameters, {inventory.active_parameters:,} active a token; "
+        f"weights {gigabytes(inventory.weight_bytes)}; KV {inventory.kv_bytes_per_token:,} B a token",
+    ]
+    for chip in study.chips:
+        steps = [step for step in study.steps if step.chip is chip]
+        lines += ["", chip_line(chip)]
+        lines.append(
+            tabulate(
+                [result_row(step) for step in steps],
+                RESULT_HEADERS,
+                colalign=("left", "left", *["right"] * 11, "left", "left"),
+                disable_numparse=True,
+            )
+        )
+        for step in (s for s in steps if s.ledger.execution == EFFICIENT or len(steps) == 1):
+            lines += ["", f"{step.workload.phase}: {step.why()}", f"  memory: {memory_line(step)}"]
+            modules = contributors(step, "module")
+            ops = contributors(step, "op")
+            blank = ("", "", "", "", "")
+            height = max(len(modules), len(ops))
+            modules += [blank] * (height - len(modules))
+            ops += [blank] * (height - len(ops))
+            table = tabulate(
+                [(*m[:3], "", *o[:3]) for m, o in zip(modules, ops, strict=True)],
+                ("by module", "share", "time", "", "by op", "share", "time"),
+                colalign=("left", "right", "right", "left", "left", "right", "right"),
+                tablefmt="plain",
+                disable_numparse=True,
+            )
+            lines += ["  " + line for line in table.splitlines()]
+    lines += ["", f"coverage: {coverage_line(study.steps)}"]
+    lines += [f"convention: {note}" for note in study.notes()]
+    return "\n".join(lines)
+
+
+def chip_line(chip: Chip) -> str:
+    """One line of what matters of a chip."""
+    peaks = ", ".join(
+        f"{name} {si(chip.peak[name])}FLOP/s"
+        for name in ("bf16", "fp8")
+        if name in chip.peak
+    )
+    return (
+        f"{chip.name} ({chip.id}): {peaks}, {si(chip.memory_bandwidth)}B/s, "
+        f"{gigabytes(chip.memory_capacity)}"
+    )
+
+
+def chip_table(chips: list[Chip]) -> str:
+    """All chips, a line each."""
+    rows = [
+        (
+            chip.id,
+            chip.name,
+            *(f"{chip.peak[p] / 1e12:,.0f}" if p in chip.peak else "-" for p in ("bf16", "fp8")),
+            f"{chip.memory_capacity / 1e9:,.0f}",
+            f"{chip.memory_bandwidth / 1e12:.2f}",
+            f"{chip.link_bandwidth / 1e9:,.0f}" if chip.link_bandwidth else "-",
+        )
+        for chip in chips
+    ]
+    headers = ("id", "name", "bf16 TFLOP/s", "fp8 TFLOP/s", "GB", "TB/s", "link GB/s one way")
+    return tabulate(rows, headers, colalign=("left", "left", *["right"] * 5), disable_numparse=True)

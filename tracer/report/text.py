@@ -1,0 +1,48 @@
+"""Numbers and names as people read them. The only place where units change."""
+
+from __future__ import annotations
+
+import re
+
+_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def si(value: float, digits: int = 4) -> str:
+    """Decimal prefix, `digits` significant figures, a space before the prefix.
+
+    >>> si(767753388556288), si(70272), si(0)
+    ('767.8 T', '70.27 k', '0 ')
+    """
+    for scale, prefix in _SI:
+        if abs(value) >= scale:
+            return f"{_significant(value / scale, digits)} {prefix}"
+    return f"{_significant(value, digits)} " if value else "0 "
+
+
+def seconds(value: float) -> str:
+    """Seconds with a fitting prefix: 74.8 ms, 13.2 s, 2.60 us."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(value) >= scale:
+            return f"{_significant(value / scale, 3)} {unit}"
+    return f"{value * 1e9:.3g} ns" if value else "0 s"
+
+
+def gigabytes(value: float) -> str:
+    """Bytes as GB, 1e9: 1,342 GB, 0.58 GB."""
+    size = value / 1e9
+    return f"{size:,.0f} GB" if size >= 100 else f"{size:.3g} GB"
+
+
+def _significant(value: float, digits: int) -> str:
+    whole = len(str(int(abs(value))))
+    return f"{value:,.{max(digits - whole, 0)}f}"
+
+
+def pattern(path: str) -> str:
+    """A module path with its layer numbers as `*`: `model.layers.*.mlp.experts`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path) or "(top)"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 chip, 2 chips."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
