@@ -13,9 +13,7 @@ Out = tuple[TensorRef, ...]
 
 
 @cost("aten::_grouped_mm", "aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2")
-def grouped_mm(
-    self: TensorRef, mat2: TensorRef, *args: Any, out: Out, env: Env, **_: Any
-) -> Work:
+def grouped_mm(self: TensorRef, mat2: TensorRef, *_: Any, out: Out, env: Env, **__: Any) -> Work:
     """Rows of `self` [R, K] times the expert they belong to, `mat2` [E, K, N].
 
     The other layouts: [E, M, K] @ [E, K, N] is a batched product, [K, R] @ [R, N] with offsets over
@@ -28,18 +26,19 @@ def grouped_mm(
         return Work(2 * self.shape[0] * self.shape[1] * mat2.shape[1], kind=GROUPED_GEMM)
     if not rows_by_experts:  # [E, M, K] @ [K, R]: every column belongs to one expert
         return Work(2 * self.shape[1] * self.shape[2] * mat2.shape[1], kind=GROUPED_GEMM)
-    rows, k = self.shape
-    return expert_product(rows, k, mat2, env)
+    return expert_product(self, out[0], mat2, env, "mat2")
 
 
-def expert_product(rows: int, k: int, experts: TensorRef, env: Env, name: str = "mat2") -> Work:
-    """2·rows·K·N FLOPs, and the weights of the experts that the routing law says are hit."""
-    count, n = experts.shape[0], experts.shape[-1] if experts.shape[-2] == k else experts.shape[-2]
-    read = experts_read(rows, experts, env)
+def expert_product(x: TensorRef, y: TensorRef, experts: TensorRef, env: Env, name: str) -> Work:
+    """x [R, K] to y [R, N]: 2·R·K·N FLOPs, and the weights of the experts that are hit.
+
+    `experts` is the stack [E, ..., ...] and `name` the argument that holds it.
+    """
+    share = experts_read(x.shape[0], experts, env) / experts.shape[0]
     return Work(
-        2 * rows * k * n,
+        2 * y.numel * x.shape[1],
         kind=GROUPED_GEMM,
-        read={name: round(read * experts.nbytes / count)},
+        read={name: round(share * experts.nbytes)},
         confidence=ESTIMATED,
     )
 
