@@ -1,4 +1,4 @@
-"""The one error that a person caused: a line that repeats what was given and says what would work."""
+"""The one error that a person causes: a line that repeats what was given and what would work."""
 
 from __future__ import annotations
 

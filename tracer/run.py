@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tracer.hardware import Chip, chip_ids, load_chip
+from tracer.hardware import chip_ids, load_chip
 
 from .errors import UserError
 
@@ -185,7 +185,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     with Console(stderr=True).status("starting") as status:
-        yield lambda message: status.update(message)
+        yield status.update
 
 
 def _versions() -> dict[str, str]:

@@ -48,10 +48,13 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._open = False
-        self._capture.__exit__(kind, error, tb)
+        self._capture.__exit__(kind, error, traceback)
 
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "optimizer", "gradients"); inside the `with` block."""
@@ -108,7 +111,7 @@ class Session:
         ledger = self.ledger()
         ops = ledger.trace.ops
         if by == "op":
-            groups = ledger.by(lambda kernel, part: ops[part.index].overload_packet)
+            groups = ledger.by(lambda kernel, part: ops[part.op].overload_packet)
         elif by == "phase":
             groups = ledger.by(lambda kernel, part: kernel.phase)
         else:

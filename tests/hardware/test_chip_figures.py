@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tracer.hardware import chip_ids, load_chip
 from tracer.hardware.loader import CHIPS
 

@@ -6,10 +6,10 @@ import pickle
 from pathlib import Path
 
 import pytest
-from tracer.hardware import ChipError, load_chip
-from tracer.hardware.loader import load_directory
 
 from tracer.errors import UserError
+from tracer.hardware import ChipError, load_chip
+from tracer.hardware.loader import load_directory
 
 GOOD = """name = "Toy"
 vendor = "Toys"

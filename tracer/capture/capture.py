@@ -20,8 +20,8 @@ from ..errors import UserError
 from . import fold as folding
 from .attention import FusedAttention, decomposed_attention
 from .modules import ModuleStack
-from .records import Fold, Op, Parameter, Trace
 from .recorder import Recorder
+from .records import Fold, Op, Parameter, Trace
 
 
 class Capture:
@@ -74,7 +74,10 @@ class Capture:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         # The trace is built even when the model raised midway: what ran stays readable.
         self._context.close()
@@ -129,9 +132,7 @@ class Capture:
 
     def _mark_gradients(self) -> None:
         if self._model is not None:
-            self.mark(
-                "gradients", (p.grad for p in self._model.parameters() if p.grad is not None)
-            )
+            self.mark("gradients", (p.grad for p in self._model.parameters() if p.grad is not None))
 
     def _finish(self) -> None:
         recorder = self._recorder
@@ -154,7 +155,7 @@ def _with_counts(ops: list[Op], paths: list[str], folds: tuple[Fold, ...]) -> li
     """Give the ops of a folded layer the number of layers that it stands for."""
     if not folds:
         return ops
-    by_module = {fold.module: fold.count for fold in folds}
+    by_module = {fold.module: fold.layers for fold in folds}
     counts = []
     for path in paths:
         count = 1
@@ -162,7 +163,7 @@ def _with_counts(ops: list[Op], paths: list[str], folds: tuple[Fold, ...]) -> li
             if path == module or path.startswith(module + "."):
                 count = n
         counts.append(count)
-    return [op if counts[op.call] == 1 else op._replace(count=counts[op.call]) for op in ops]
+    return [op if counts[op.call] == 1 else op._replace(times=counts[op.call]) for op in ops]
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ ACCUMULATE_GRAD_NR = 2**64 - 1  # sequence number of AccumulateGrad nodes, which
 
 def storage_key(storage: torch.UntypedStorage) -> int:
     """Address of the C++ storage: the same for every Python wrapper of it while it lives."""
-    return storage._cdata
+    return int(storage._cdata)
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -1,11 +1,12 @@
 """Trace a few layers of each kind and let one stand for all that run the same program.
 
-`folded(model, layers)` looks for `ModuleList`s whose entries repeat (same class, same settings, same
-parameter shapes), and for the duration of the context leaves three of each kind in place. The model's
-own loop then visits the shorter list. That is right for a stack of layers that a loop
+`folded(model, layers)` looks for `ModuleList`s whose entries repeat (same class, same settings,
+same parameter shapes), and for the duration of the context leaves three of each kind in place. The
+model's own loop then visits the shorter list. That is right for a stack of layers that a loop
 passes one hidden state through, and wrong for a list that is indexed or zipped with something else,
 so the caller has to ask for it and to say how many layers the stack has: the command line does for
-language models, `tracer.trace` never by itself. A test holds the folded trace against the full one; `--full` traces every layer.
+language models, `tracer.trace` never by itself. A test holds the folded trace against the full one;
+`--full` traces every layer.
 """
 
 from __future__ import annotations

@@ -55,17 +55,18 @@ class HuggingFaceProgram:
             if layers is not None:
                 config.num_hidden_layers = layers
             self.config = config
-            self._model = _build(name, config, remote_code)
+            self._model: Any = _build(name, config, remote_code)
         self.source = f"transformers {type(self._model).__name__}"
         self.vocabulary = self.config.get_text_config().vocab_size
         self.layers = self.config.get_text_config().num_hidden_layers
 
     def module(self, phase: str) -> nn.Module:
         """One module for all phases."""
-        return self._model
+        model: nn.Module = self._model
+        return model
 
     def new_cache(self, phase: str, batch: int, capacity: int, filled: int) -> Any:
-        """transformers' cache with layers that are written in place, as servers' caches are.
+        """Transformers' cache with layers that are written in place, as servers' caches are.
 
         Its own layers concatenate: every step would copy the whole cache.
         """
@@ -88,8 +89,9 @@ class HuggingFaceProgram:
     def logits(self, phase: str, ids: Tensor, cache: Any) -> Tensor:
         """[B, S] token ids to [B, S, V] logits."""
         with _quiet():
-            out: Tensor = self._call(ids, cache).logits
-        return out
+            output = self._call(ids, cache)
+        logits: Tensor = output.logits
+        return logits
 
     def _call(self, ids: Tensor, cache: Any) -> Any:
         # An all-ones mask keeps transformers from looking for packed sequences in the data.
@@ -113,7 +115,7 @@ def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
     AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(
+            model: Any = AutoModelForCausalLM.from_config(
                 config,
                 attn_implementation=_NAME,
                 dtype=torch.bfloat16,
@@ -126,7 +128,8 @@ def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
         ) from error
     if getattr(type(model), "_can_set_experts_implementation", lambda: False)():
         model.set_experts_implementation("grouped_mm")
-    return model
+    built: nn.Module = model
+    return built
 
 
 def _attention(
@@ -134,7 +137,7 @@ def _attention(
     scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None,
     sliding_window: int | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention signature over one fused op; [B,H,S,D] in, [B,S,H,D] out."""
+    """Transformers' attention signature over one fused op; [B,H,S,D] in, [B,S,H,D] out."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     causal = bool(causal) and query.shape[2] > 1  # a single new token sees every key
     if causal and sliding_window is not None and sliding_window < key.shape[2]:
@@ -152,7 +155,7 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-class _InPlaceLayer(CacheLayerMixin):
+class _InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
     """Keys and values of one layer in tensors of `capacity` tokens, allocated on first use.
 
     `filled` tokens count as computed before; they are what a decode step attends. A sliding layer
@@ -207,7 +210,7 @@ class _InPlaceLayer(CacheLayerMixin):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers logs advice about kernels and loss functions that does not concern a trace."""
+    """Transformers logs advice about kernels and loss functions that does not concern a trace."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -215,4 +218,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-

@@ -25,9 +25,11 @@ class Program(Protocol):
 
     name: str
     source: str  # where the architecture comes from, for headers
-    phases: tuple[str, ...]
     vocabulary: int
     layers: int  # length of the stack of decoder layers, which may be folded
+
+    @property
+    def phases(self) -> tuple[str, ...]: ...
 
     def module(self, phase: str) -> nn.Module: ...
 

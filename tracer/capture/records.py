@@ -66,7 +66,7 @@ class Op(NamedTuple):
 
     `args` and `kwargs` are the op's own, with `TensorRef` in place of tensors and names in place of
     dtypes, devices and layouts. `mutates` holds the ids of the storages that the op writes in
-    place. `call` indexes `Trace.calls`. `count` is how many such ops the whole model runs, more
+    place. `call` indexes `Trace.calls`. `times` is how many such ops the whole model runs, more
     than 1 when repeated layers were folded.
     """
 
@@ -77,7 +77,7 @@ class Op(NamedTuple):
     mutates: tuple[int, ...]
     call: int
     phase: str
-    count: int = 1
+    times: int = 1
 
     @property
     def overload_packet(self) -> str:
@@ -147,10 +147,10 @@ class Storage:
 
 
 class Fold(NamedTuple):
-    """`module` was traced once and stands for `count` layers with the same program."""
+    """`module` was traced once and stands for `layers` layers with the same program."""
 
     module: str
-    count: int
+    layers: int
     members: tuple[str, ...]
 
 
@@ -170,7 +170,7 @@ class Trace:
         return len(self.ops)
 
     def __repr__(self) -> str:
-        total = sum(op.count for op in self.ops)
+        total = sum(op.times for op in self.ops)
         folded = f" ({len(self.ops):,} traced)" if total != len(self.ops) else ""
         return f"<Trace {self.header.get('model', '?')}: {total:,} ops{folded}>"
 

@@ -1,4 +1,4 @@
-"""The bundled DeepSeek-V3 family as a program: built on meta, once for serving, once for training."""
+"""The bundled DeepSeek-V3 family as a program: on meta, for serving and for training."""
 
 from __future__ import annotations
 

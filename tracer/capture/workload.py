@@ -118,9 +118,11 @@ def _training(program: Program, work: Workload, attention: str, fold: bool) -> T
         layers = program.layers if fold else 0
         with Capture(model, attention=attention, fold=layers) as capture:
             logits = program.logits(TRAINING, ids, None)
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten()
+            )
             del logits
-            loss.backward()
+            torch.autograd.backward(loss)
             del loss
             capture.unfold()
             with capture.paused():
@@ -151,7 +153,7 @@ class _MasterAdamW:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.masters = [torch.empty_like(p, dtype=torch.float32) for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.masters, foreach=True)
         for master in self.masters:
@@ -175,7 +177,7 @@ class _MasterAdamW:
         """One update of every parameter that has a gradient."""
         with torch.no_grad():
             widened = [torch.empty_like(master) for master in self.masters]
-            torch._foreach_copy_(widened, [p.grad for p in self.parameters])
+            torch._foreach_copy_(widened, [p.grad for p in self.parameters if p.grad is not None])
             for master, gradient in zip(self.masters, widened, strict=True):
                 master.grad = gradient
             del gradient, widened

@@ -184,9 +184,7 @@ def _without_intermediates(
         writes = []
         for moved in node.traffic.writes:
             used = readers.get((moved.storage, index), [])
-            survives = storages[moved.storage].died is None or (
-                roles[moved.storage] in _KEPT_ROLES
-            )
+            survives = storages[moved.storage].died is None or (roles[moved.storage] in _KEPT_ROLES)
             local = bool(used) and all(kernel_of.get(reader) == kernel for reader in used)
             if local and (not survives or (moved.storage, index) in overwritten):
                 continue

@@ -38,7 +38,7 @@ PRECISIONS = {
 class Part(NamedTuple):
     """One op's share of a kernel: `cost` includes the layers that the op stands for."""
 
-    index: int  # into `Trace.ops`
+    op: int  # index into `Trace.ops`
     module: str
     confidence: str
     cost: Cost
@@ -88,8 +88,8 @@ class Ledger:
         counts: dict[str, int] = {}
         for part in self.parts():
             if part.confidence == UNMODELLED:
-                op = self.trace.ops[part.index]
-                counts[op.name] = counts.get(op.name, 0) + op.count
+                op = self.trace.ops[part.op]
+                counts[op.name] = counts.get(op.name, 0) + op.times
         return counts
 
     def parts(self) -> Iterable[Part]:
@@ -102,7 +102,7 @@ class Ledger:
         table: dict[str, dict[str, float]] = {}
         for part in self.parts():
             row = table.setdefault(part.confidence, {"ops": 0, "flops": 0, "bytes": 0})
-            row["ops"] += self.trace.ops[part.index].count
+            row["ops"] += self.trace.ops[part.op].times
             row["flops"] += part.cost.total_flops
             row["bytes"] += part.cost.total_bytes
         for what in ("ops", "flops", "bytes"):
@@ -144,9 +144,10 @@ def price(
         formula = formulas.find(op)
         work = _work(op, index, formula, conventions, flow, trace)
         if strict and work.confidence == UNMODELLED:
+            name = op.overload_packet.replace(".", "::")
             raise UserError(
-                f"no formula for {op.name} in module {trace.module_of(op) or '(top)'!r} (--strict): "
-                f"register one with @tracer.cost({op.overload_packet.replace('.', '::')!r})"
+                f"no formula for {op.name} in module {trace.module_of(op) or '(top)'!r} "
+                f"(--strict): register one with @tracer.cost({name!r})"
             )
         works.append(work)
         nodes.append(_node(op, work, formula))
@@ -157,9 +158,7 @@ def price(
     else:
         groups = [[index] for index, node in enumerate(nodes) if node is not None]
         moved = [node.traffic if node is not None else Traffic((), ()) for node in nodes]
-    kernels = tuple(
-        _kernel(trace, members, works, moved, roles, conventions) for members in groups
-    )
+    kernels = tuple(_kernel(trace, members, works, moved, roles, conventions) for members in groups)
     materialised = frozenset(m.storage for op in moved for m in op.writes)
     return Ledger(trace, conventions, execution, kernels, materialised)
 
@@ -200,7 +199,7 @@ def _kernel(
     parts = []
     for index in members:
         op = trace.ops[index]
-        cost = _cost(op, works[index], moved[index], roles, conventions) * op.count
+        cost = _cost(op, works[index], moved[index], roles, conventions) * op.times
         parts.append(Part(index, trace.module_of(op), works[index].confidence, cost))
     first = trace.ops[members[0]]
     packets = list(dict.fromkeys(trace.ops[i].overload_packet.split(".", 1)[-1] for i in members))
@@ -209,15 +208,13 @@ def _kernel(
         name,
         works[members[0]].kind,
         first.phase,
-        first.count,  # each launch starts with its first op, also where a fold's edge crosses it
+        first.times,  # each launch starts with its first op, also where a fold's edge crosses it
         tuple(parts),
         parts[0].cost if len(parts) == 1 else Cost.sum(part.cost for part in parts),
     )
 
 
-def _cost(
-    op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Conventions
-) -> Cost:
+def _cost(op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Conventions) -> Cost:
     precision = work.precision
     if work.flops or work.recompute:
         if precision is None:
@@ -232,9 +229,13 @@ def _cost(
     for side, items in ((read, moved.reads), (write, moved.writes)):
         for storage, nbytes in items:
             role = roles[storage]
-            if role == "weights" and conventions.weight_residency != 1:
-                nbytes = round(nbytes / conventions.weight_residency)
-            elif role in ("activations", "temporary") and conventions.activation_fusion != 1:
-                nbytes = round(nbytes * conventions.activation_fusion)
-            side[role] = side.get(role, 0) + nbytes
+            side[role] = side.get(role, 0) + _assumed(nbytes, role, conventions)
     return Cost(flops, work.vector, recompute, read, write)
+
+
+def _assumed(nbytes: int, role: str, conventions: Conventions) -> int:
+    if role == "weights" and conventions.weight_residency != 1:
+        return round(nbytes / conventions.weight_residency)
+    if role in ("activations", "temporary") and conventions.activation_fusion != 1:
+        return round(nbytes * conventions.activation_fusion)
+    return nbytes

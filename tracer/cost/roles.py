@@ -28,10 +28,10 @@ def storage_roles(trace: Trace) -> list[str]:
         elif op.phase in (BACKWARD, RECOMPUTE):
             backward |= touched
     roles = []
-    for sid, storage in enumerate(trace.storages):
-        if storage.role is not None:
-            roles.append(storage.role)
-        elif storage.born < 0 or sid in crossing or (sid in forward and sid in backward):
+    for sid, record in enumerate(trace.storages):
+        if record.role is not None:
+            roles.append(record.role)
+        elif record.born < 0 or sid in crossing or (sid in forward and sid in backward):
             roles.append("activations")
         else:
             roles.append("temporary")

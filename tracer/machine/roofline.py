@@ -158,9 +158,7 @@ class Times:
             else:
                 weights = [part.cost.total_bytes or 0 for part in parts]
                 whole = sum(weights)
-                shares = (
-                    [w / whole for w in weights] if whole else [1 / len(parts)] * len(parts)
-                )
+                shares = [w / whole for w in weights] if whole else [1 / len(parts)] * len(parts)
             for number, share in enumerate(shares):
                 name = key(k, number)
                 seconds[name] = seconds.get(name, 0.0) + share * k.total
@@ -217,8 +215,8 @@ def matrix_rate(chip: Chip, precision: str, timing: Timing) -> float:
     if precision == "fp32" and timing.fp32_matmul == "tf32" and "tf32" in chip.peak:
         precision = "tf32"
     if precision in ("fp32", "fp64") and precision not in chip.peak and precision in chip.vector:
-        return chip.vector[precision]
+        return float(chip.vector[precision])
     try:
-        return chip.peak_for(precision) * timing.matmul_efficiency
+        return float(chip.peak_for(precision)) * timing.matmul_efficiency
     except ChipError as error:
         raise UserError(str(error)) from error

@@ -54,7 +54,7 @@ def _active(trace: Trace) -> int:
             if "grouped" in op.name and len(ref.shape) == 3:
                 top_k = flow.top_k(index) or ref.shape[0]
                 elements = elements * top_k // ref.shape[0]
-            met[ref.storage] = max(met.get(ref.storage, 0), elements * op.count)
+            met[ref.storage] = max(met.get(ref.storage, 0), elements * op.times)
     return sum(met.values())
 
 

@@ -73,4 +73,4 @@ def _layers(trace: Trace, storage: Storage) -> int:
         0 <= storage.born < len(trace.ops)
     ):
         return 1
-    return trace.ops[storage.born].count
+    return trace.ops[storage.born].times

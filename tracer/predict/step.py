@@ -59,12 +59,12 @@ class Step:
     @property
     def feasible(self) -> bool:
         """Whether the step fits into the memory of one chip."""
-        return self.memory.total <= self.chip.memory_capacity
+        return self.memory.total <= float(self.chip.memory_capacity)
 
     @property
     def chips_at_least(self) -> int:
         """Chips whose memory together holds the step, if it divided perfectly."""
-        return math.ceil(self.memory.total / self.chip.memory_capacity)
+        return math.ceil(self.memory.total / float(self.chip.memory_capacity))
 
     def why(self) -> str:
         """One sentence: what the step waits for, and on what evidence."""
@@ -78,7 +78,9 @@ class Step:
             part = roles[role] / self.cost.total_bytes
             reason = f"{part:.0%} of its bytes are {role}"
         elif regime == "compute":
-            precision = max(self.cost.flops or {"vector": 1}, key=lambda p: self.cost.flops.get(p, 0))
+            precision = max(
+                self.cost.flops or {"vector": 1}, key=lambda p: self.cost.flops.get(p, 0)
+            )
             reason = f"{self.intensity:,.0f} FLOP/B, its work mostly {precision}"
         elif regime == "latency":
             launches = sum(k.kernel.launches for k in self.times.kernels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -45,10 +46,8 @@ def write(study: Study, out: Path) -> list[Path]:
         steps = [step for step in study.steps if step.chip is chip]
         path = out / f"roofline_{chip.id}.png"
         precision = study.dtype if study.dtype in chip.peak else "bf16"
-        figures_path = _atomically(
-            path, lambda p, s=steps, c=chip, r=precision: figures.roofline(s, c, r, p)
-        )
-        written.append(figures_path)
+        draw = functools.partial(figures.roofline, steps, chip, precision)
+        written.append(_atomically(path, draw))
         names[chip.id] = path.name
     written.append(_text(out / "report.md", markdown.render(study, names)))
     return written
@@ -68,12 +67,12 @@ def ops_csv(study: Study) -> str:
             kernel = timed.kernel
             whole = sum(part.cost.total_bytes for part in kernel.parts)
             for part in kernel.parts:
-                op = step.trace.ops[part.index]
+                op = step.trace.ops[part.op]
                 share = part.cost.total_bytes / whole if whole else 1 / len(kernel.parts)
                 by_role = part.cost.bytes_by_role
                 rows.writerow(
                     [step.chip.id, step.workload.phase, step.ledger.execution, number, kernel.kind,
-                     kernel.phase, part.module, op.name, op.count, part.cost.total_flops,
+                     kernel.phase, part.module, op.name, op.times, part.cost.total_flops,
                      part.cost.vector_flops, sum(part.cost.recompute_flops.values()),
                      *(by_role[role] for role in ROLES), part.cost.total_bytes,
                      f"{timed.total * share:.6e}", timed.bound, part.confidence]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
 from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
@@ -34,7 +36,7 @@ def render(study: Study, figures: dict[str, str]) -> str:
         lines += [
             "",
             "`step` is the sum over kernels of launch + max(compute, memory); `ideal` is the bound "
-            "in which everything overlaps. tokens/s in brackets: the step does not fit in one chip.",
+            "in which everything overlaps. tokens/s in brackets: the step does not fit in a chip.",
         ]
         if chip.id in figures:
             lines += [
@@ -67,6 +69,6 @@ def _contributor_headers(what: str) -> tuple[str, ...]:
     return (what, "share of time", "time", "FLOPs", "bytes")
 
 
-def _table(rows: list[tuple[str, ...]], headers: tuple[str, ...]) -> str:
+def _table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> str:
     align = ("left", *["right"] * (len(headers) - 1))
     return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)

@@ -117,7 +117,7 @@ def _module_name(trace: Trace, kernel: Kernel, part: Part) -> str:
 def _op_name(trace: Trace, kernel: Kernel, part: Part) -> str:
     if kernel.phase == OPTIMIZER:
         return "optimizer step"
-    return trace.ops[part.index].overload_packet.removeprefix("aten.")
+    return trace.ops[part.op].overload_packet.removeprefix("aten.")
 
 
 def memory_line(step: Step) -> str:

@@ -12,12 +12,13 @@ from .text import gigabytes, si
 
 
 def render(study: Study) -> str:
-    """Results for every chip, what limits each phase, contributors, memory, coverage, conventions."""
+    """Results for every chip, what limits each phase and why, memory, coverage, conventions."""
     inventory = study.inventory
     lines = [
         f"{study.name} in {study.dtype} - {study.source}",
         f"{inventory.parameters:,} parameters, {inventory.active_parameters:,} active a token; "
-        f"weights {gigabytes(inventory.weight_bytes)}; KV {inventory.kv_bytes_per_token:,} B a token",
+        f"weights {gigabytes(inventory.weight_bytes)}; "
+        f"KV {inventory.kv_bytes_per_token:,} B a token",
     ]
     for chip in study.chips:
         steps = [step for step in study.steps if step.chip is chip]
@@ -54,9 +55,7 @@ def render(study: Study) -> str:
 def chip_line(chip: Chip) -> str:
     """One line of what matters of a chip."""
     peaks = ", ".join(
-        f"{name} {si(chip.peak[name])}FLOP/s"
-        for name in ("bf16", "fp8")
-        if name in chip.peak
+        f"{name} {si(chip.peak[name])}FLOP/s" for name in ("bf16", "fp8") if name in chip.peak
     )
     return (
         f"{chip.name} ({chip.id}): {peaks}, {si(chip.memory_bandwidth)}B/s, "

@@ -151,7 +151,7 @@ def cudnn_backward(
     cum_seq_k: Any, max_q: Any, max_k: Any, dropout_p: float, is_causal: bool, *,
     scale: Any = None, out: Out, env: Env,
 ) -> Work:  # fmt: skip
-    """cuDNN backward."""
+    """CuDNN backward."""
     return backward_work(query, key, value, is_causal, env)
 
 

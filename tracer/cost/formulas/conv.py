@@ -41,6 +41,4 @@ def convolution_backward(
     """Input and weight gradient meet the same pairs as the forward, once each."""
     once = conv_flops(input, weight, grad_output, transposed)
     need_input, need_weight, need_bias = (bool(flag) for flag in output_mask)
-    return Work(
-        once * (need_input + need_weight), vector=grad_output.numel * need_bias, kind=CONV
-    )
+    return Work(once * (need_input + need_weight), vector=grad_output.numel * need_bias, kind=CONV)

@@ -25,7 +25,7 @@ def fp8_block(
     x_fp8: TensorRef, x_scale: TensorRef, w_fp8: TensorRef, w_scale: TensorRef, offs: TensorRef,
     *, out: Out, env: Env,
 ) -> Work:  # fmt: skip
-    """Rows [R, K] times their expert of [E, N, K]; scales of the experts that are hit come along."""
+    """Rows [R, K] times their expert of [E, N, K]; scales of the hit experts come along."""
     rows, k = x_fp8.shape
     work = expert_product(x_fp8, out[0], w_fp8, env, "w_fp8")
     hit = experts_read(rows, w_fp8, env) / w_fp8.shape[0]
@@ -38,7 +38,7 @@ def fp8_wgrad(
     dy_fp8: TensorRef, dy_scale: TensorRef, x_fp8: TensorRef, x_scale: TensorRef, offs: TensorRef,
     *, out: Out,
 ) -> Work:  # fmt: skip
-    """[N, R] times [R, K], each of the R rows for one expert; all experts' gradients are written."""
+    """[N, R] times [R, K], each row for one expert; every expert's gradient is written."""
     n, rows = dy_fp8.shape
     k = x_fp8.shape[0]
     return Work(2 * rows * n * k, kind=GROUPED_GEMM)

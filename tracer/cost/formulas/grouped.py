@@ -30,7 +30,7 @@ def grouped_mm(self: TensorRef, mat2: TensorRef, *_: Any, out: Out, env: Env, **
 
 
 def expert_product(x: TensorRef, y: TensorRef, experts: TensorRef, env: Env, name: str) -> Work:
-    """x [R, K] to y [R, N]: 2·R·K·N FLOPs, and the weights of the experts that are hit.
+    """X [R, K] to y [R, N]: 2·R·K·N FLOPs, and the weights of the experts that are hit.
 
     `experts` is the stack [E, ..., ...] and `name` the argument that holds it.
     """

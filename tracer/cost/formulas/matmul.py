@@ -27,7 +27,7 @@ def addmm(
     self: TensorRef, mat1: TensorRef, mat2: TensorRef, out_dtype: Any = None, *,
     beta: Any = 1, alpha: Any = 1, out: Out,
 ) -> Work:  # fmt: skip
-    """self + mat1 @ mat2; `self` broadcasts."""
+    """Self + mat1 @ mat2; `self` broadcasts."""
     return Work(
         2 * out[0].numel * mat1.shape[-1],
         vector=_bias_adds(out),
@@ -41,7 +41,7 @@ def addmm_activation(
     self: TensorRef, mat1: TensorRef, mat2: TensorRef, *,
     beta: Any = 1, alpha: Any = 1, use_gelu: bool = False, out: Out,
 ) -> Work:  # fmt: skip
-    """relu or gelu of self + mat1 @ mat2, as one kernel with an epilogue."""
+    """Relu or gelu of self + mat1 @ mat2, as one kernel with an epilogue."""
     return addmm(self, mat1, mat2, out=out)._replace(vector=2 * out[0].numel)
 
 
@@ -50,7 +50,7 @@ def addbmm(
     self: TensorRef, batch1: TensorRef, batch2: TensorRef, *,
     beta: Any = 1, alpha: Any = 1, out: Out,
 ) -> Work:  # fmt: skip
-    """self + the sum over the batch of batch1 @ batch2: a product with K = batch · K."""
+    """Self + the sum over the batch of batch1 @ batch2: a product with K = batch · K."""
     batch, _, k = batch1.shape
     return Work(
         2 * out[0].numel * batch * k, vector=_bias_adds(out), precision=batch1.dtype, kind=GEMM
@@ -67,7 +67,7 @@ def mv(self: TensorRef, vec: TensorRef, *, out: Out) -> Work:
 def addmv(
     self: TensorRef, mat: TensorRef, vec: TensorRef, *, beta: Any = 1, alpha: Any = 1, out: Out
 ) -> Work:
-    """self + mat @ vec."""
+    """Self + mat @ vec."""
     return Work(2 * mat.numel, vector=_bias_adds(out), precision=mat.dtype, kind=GEMM)
 
 
@@ -91,9 +91,7 @@ def linear_backward(
     """Input and weight gradient, a forward each; bias gradient, a sum."""
     product = 2 * grad_output.numel * weight.shape[-1]
     wanted = [bool(flag) for flag in output_mask]
-    return Work(
-        product * (wanted[0] + wanted[1]), vector=grad_output.numel * wanted[2], kind=GEMM
-    )
+    return Work(product * (wanted[0] + wanted[1]), vector=grad_output.numel * wanted[2], kind=GEMM)
 
 
 @cost("aten::_scaled_mm", "aten::_scaled_mm_v2")

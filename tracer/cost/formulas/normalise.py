@@ -62,7 +62,7 @@ def rms_norm(input: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
 
 @cost("aten::_fused_rms_norm_backward")
 def rms_norm_backward(grad_out: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
-    """dx (6 an element) and the weight gradient (2)."""
+    """Dx (6 an element) and the weight gradient (2)."""
     return Work(vector=8 * grad_out.numel, kind=ROW)
 
 
@@ -74,7 +74,7 @@ def layer_norm(input: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
 
 @cost("aten::native_layer_norm_backward", "aten::native_group_norm_backward")
 def layer_norm_backward(grad_out: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
-    """dx (10 an element), weight and bias gradients (3)."""
+    """Dx (10 an element), weight and bias gradients (3)."""
     return Work(vector=13 * grad_out.numel, kind=ROW)
 
 
@@ -93,7 +93,9 @@ def batch_norm(input: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
 
 
 @cost(
-    "aten::native_batch_norm_backward", "aten::batch_norm_backward", "aten::cudnn_batch_norm_backward"
+    "aten::native_batch_norm_backward",
+    "aten::batch_norm_backward",
+    "aten::cudnn_batch_norm_backward",
 )
 def batch_norm_backward(grad_out: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
     """dx, weight and bias gradients."""
@@ -103,9 +105,7 @@ def batch_norm_backward(grad_out: TensorRef, *_: Any, out: Out, **__: Any) -> Wo
 @cost("aten::nll_loss_forward", "aten::nll_loss2d_forward")
 def nll_loss(self: TensorRef, target: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
     """Reads one log-probability a row."""
-    return Work(
-        vector=target.numel, kind=REDUCTION, read={"self": target.numel * self.itemsize}
-    )
+    return Work(vector=target.numel, kind=REDUCTION, read={"self": target.numel * self.itemsize})
 
 
 @cost("aten::nll_loss_backward", "aten::nll_loss2d_backward")
@@ -119,7 +119,8 @@ def nll_loss_backward(
 @cost("aten::avg_pool2d", "aten::_adaptive_avg_pool2d", "aten::max_pool2d_with_indices",
       "aten::avg_pool1d", "aten::avg_pool3d", "aten::max_pool3d_with_indices",
       "aten::_adaptive_avg_pool3d", "aten::adaptive_max_pool2d",
-      "aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::upsample_bicubic2d")  # fmt: skip
+      "aten::upsample_nearest2d", "aten::upsample_bilinear2d",
+      "aten::upsample_bicubic2d")  # fmt: skip
 def pool(self: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
     """An operation for every element that goes in or comes out, whichever are more."""
     return Work(vector=max(self.numel, out[0].numel), kind=REDUCTION)
