@@ -9,7 +9,7 @@ of `kv_b_proj`, which expand it to keys and values.
 * naive: expand, then ordinary attention with H heads, q·k of X + R. For training and prefill.
 * absorbed: (q W_UK)·c_kv = q·(W_UK c_kv), so W_UK moves to the query, once per new token instead
   of once per cached one; W_UV moves behind the softmax. What is left is multi-query attention: H
-  query heads of C + R over one key head, whose first C elements are also the value. For decode.
+  queries of C + R over one key, whose first C elements are also the value. For decode.
 """
 
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def test_decode_makes_no_copy_of_the_cache():
     for layer, (query, key, value, kwargs) in enumerate(seen):
         storage = cache.latents[layer].untyped_storage().data_ptr()
         assert key.untyped_storage().data_ptr() == value.untyped_storage().data_ptr() == storage
-        assert query.shape == (2, 4, 1, 32 + 8)
+        assert query.shape == (2, 1, 4, 32 + 8)  # the four heads are rows: they share the key
         assert key.shape == (2, 1, 20, 32 + 8)
         assert value.shape == (2, 1, 20, 32)
         assert kwargs["attn_mask"] is None

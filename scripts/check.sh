@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, types, tests: what CI runs. Needs `pip install -c constraints.txt -e '.[dev]'`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ruff check .
+ruff format --check .
+mypy
+mypy --strict hardware
+pytest -q -n auto --dist loadfile
