@@ -5,7 +5,7 @@
     with tracer.trace(model) as t:
         model(x).sum().backward()
     print(t)                          # FLOPs, bytes by role, largest modules
-    print(t.on("h200_sxm").why())     # seconds on a chip, and what they wait for
+    print(t.on("h200_sxm").why())     # what its time on a chip waits for
 
 Names are imported on first use: `tracer --help` and chip listings cost no torch.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .machine import Timing
     from .predict import Step, predict
-    from .session import Session, trace
+    from .session import Session, load, trace
 
 __all__ = [
     "Chip",
@@ -35,6 +35,7 @@ __all__ = [
     "UserError",
     "Work",
     "cost",
+    "load",
     "load_chip",
     "predict",
     "price",
@@ -56,6 +57,7 @@ _HOME = {
     "Step": "predict",
     "predict": "predict",
     "Session": "session",
+    "load": "session",
     "trace": "session",
 }
 

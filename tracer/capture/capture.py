@@ -91,7 +91,7 @@ class Capture:
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
         for tensor in tensors:
-            self._recorder.register(tensor.untyped_storage(), role, born=-1)
+            self._recorder.register(tensor.untyped_storage(), role)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -120,7 +120,7 @@ class Capture:
         ]
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
-            sid = self._recorder.register(tensor.untyped_storage(), "weights", born=-1)
+            sid = self._recorder.register(tensor.untyped_storage(), "weights")
             yield Parameter(
                 name,
                 tuple(tensor.shape),

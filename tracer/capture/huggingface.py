@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -103,11 +108,29 @@ class HuggingFaceProgram:
 
 
 def _read_config(name: str, remote_code: bool) -> Any:
+    offline = not (Path(name).exists() or _hub_answers())
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
+        return AutoConfig.from_pretrained(
+            name, trust_remote_code=remote_code, local_files_only=offline
+        )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, hub errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise unknown_model(name, f"transformers cannot read a config for it ({reason})") from error
+        where = "no hub can be reached, and it is not in the local cache" if offline else reason
+        raise unknown_model(name, f"transformers cannot read a config for it ({where})") from error
+
+
+def _hub_answers() -> bool:
+    """Whether a connection to the hub can be opened; its client would retry for half a minute."""
+    if HF_HUB_OFFLINE:
+        return False
+    url = urlsplit(ENDPOINT)
+    if getproxies().get(url.scheme):
+        return True
+    try:
+        with socket.create_connection((url.hostname, url.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _build(name: str, config: Any, remote_code: bool) -> nn.Module:
@@ -211,10 +234,12 @@ class _InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is u
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Transformers logs advice about kernels and loss functions that does not concern a trace."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

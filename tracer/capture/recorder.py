@@ -95,9 +95,9 @@ class Recorder(compat.TorchDispatchMode):
             call = self._call_of_current_node()
 
         if isinstance(out, Tensor):
-            outputs: tuple[Any, ...] = (self._ref(out),)
+            outputs: tuple[Any, ...] = (self._ref(out, len(self.ops)),)
         elif isinstance(out, (tuple, list)):
-            outputs = tuple(_tensors_of(self._describe(out)))
+            outputs = tuple(_tensors_of(self._describe(out, len(self.ops))))
         else:
             outputs = ()
         mutates: tuple[int, ...] = ()
@@ -117,15 +117,18 @@ class Recorder(compat.TorchDispatchMode):
 
     # -- describing values -------------------------------------------------------------------------
 
-    def _describe(self, values: Iterable[Any]) -> tuple[Any, ...]:
-        return tuple([self._describe_one(value) for value in values])
+    # A storage that is new among an op's inputs existed before the trace (born -1); one that is new
+    # among its outputs was made by the op.
 
-    def _describe_one(self, value: Any) -> Any:
+    def _describe(self, values: Iterable[Any], born: int = -1) -> tuple[Any, ...]:
+        return tuple([self._describe_one(value, born) for value in values])
+
+    def _describe_one(self, value: Any, born: int = -1) -> Any:
         kind = type(value)
         if kind is Tensor or isinstance(value, Tensor):
-            return self._ref(value)
+            return self._ref(value, born)
         if kind is list or kind is tuple:
-            return tuple([self._describe_one(item) for item in value])
+            return tuple([self._describe_one(item, born) for item in value])
         if value is None or kind is int or kind is float or kind is bool or kind is str:
             return value
         return self._name(value)
@@ -142,12 +145,12 @@ class Recorder(compat.TorchDispatchMode):
             return str(value)
         return repr(value)
 
-    def _ref(self, tensor: Tensor) -> TensorRef:
+    def _ref(self, tensor: Tensor, born: int) -> TensorRef:
         try:
             storage = tensor.untyped_storage()
             sid = self._ids.get(storage._cdata)
             if sid is None:
-                sid = self.register(storage)
+                sid = self.register(storage, None, born)
             ref: TensorRef = _new_ref(
                 TensorRef,
                 (
@@ -159,10 +162,10 @@ class Recorder(compat.TorchDispatchMode):
                 ),
             )
         except (RuntimeError, NotImplementedError, KeyError):
-            return self._opaque(tensor)
+            return self._opaque(tensor, born)
         return ref
 
-    def _opaque(self, tensor: Tensor) -> TensorRef:
+    def _opaque(self, tensor: Tensor, born: int) -> TensorRef:
         """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
         shape = tuple(int(size) for size in tensor.size()) if not tensor.is_nested else ()
         stride, step = [], 1
@@ -171,23 +174,23 @@ class Recorder(compat.TorchDispatchMode):
             step *= size
         sid = len(self.storages)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self.storages.append(Storage(step * tensor.element_size(), len(self.ops)))
+        self.storages.append(Storage(step * tensor.element_size(), born))
         return TensorRef(shape, tuple(reversed(stride)), dtype, sid, 0)
 
     # -- storages ----------------------------------------------------------------------------------
 
     def register(
-        self, storage: torch.UntypedStorage, role: str | None = None, born: int | None = None
+        self, storage: torch.UntypedStorage, role: str | None = None, born: int = -1
     ) -> int:
         """The id of `storage`, given on first sight; of several roles the first is kept.
 
-        `born` is the op that makes it if it is new here: by default the one being recorded.
+        `born` is the op that made it, if it is new here; -1 for what existed before the trace.
         """
         key = compat.storage_key(storage)
         sid = self._ids.get(key)
         if sid is None:
             sid = self._ids[key] = len(self.storages)
-            record = Storage(storage.nbytes(), len(self.ops) if born is None else born)
+            record = Storage(storage.nbytes(), born)
             self.storages.append(record)
             # The address of a dead storage is used again: forget it when it dies, and note when.
             ids, ops = self._ids, self.ops

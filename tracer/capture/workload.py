@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,8 @@ def record(
     """Run `workload` once without data and return its trace.
 
     Raises:
-        UserError: the program has no such phase; names those it has.
+        UserError: the program has no such phase (names those it has), or the model's code raised
+            (names the error and the line; the error itself is the cause).
     """
     if workload.phase not in program.phases:
         raise UserError(
@@ -66,7 +69,12 @@ def record(
             f"it has {', '.join(program.phases)}"
         )
     run = {TRAINING: _training, PREFILL: _prefill, DECODE: _decode}[workload.phase]
-    trace = run(program, workload, attention, fold)
+    try:
+        trace = run(program, workload, attention, fold)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise UserError(_model_failed(program, workload, error)) from error
     trace.header |= {
         "model": program.name,
         "phase": workload.phase,
@@ -75,6 +83,21 @@ def record(
         "context": workload.context,
     }
     return trace
+
+
+def _model_failed(program: Program, workload: Workload, error: Exception) -> str:
+    """One line: what ran, what was raised, and the last line of the model's own code."""
+    own = Path(__file__).parent.parent
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "/torch/" not in frame.filename and own not in Path(frame.filename).parents:
+            place = f" at {frame.filename}:{frame.lineno}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return (
+        f"{program.name}: {workload.phase} with batch {workload.batch}, seq {workload.seq}, "
+        f"context {workload.context} fails on the meta device{place}: "
+        f"{type(error).__name__}: {reason}"
+    )
 
 
 def _ids(program: Program, batch: int, tokens: int) -> Tensor:

@@ -102,6 +102,11 @@ class Cost:
         """Bytes read plus bytes written."""
         return sum(self.read.values()) + sum(self.write.values())
 
+    @property
+    def intensity(self) -> float:
+        """Matrix FLOPs a byte of memory traffic."""
+        return self.total_flops / self.total_bytes if self.total_bytes else 0.0
+
     @staticmethod
     def sum(costs: Iterable[Cost]) -> Cost:
         """The sum of many, without building each partial one."""

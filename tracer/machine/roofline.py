@@ -88,6 +88,13 @@ class KernelTime(NamedTuple):
         """Launch + max(compute, memory)."""
         return self.launch + max(self.compute, self.memory)
 
+    def seconds_of(self, part: int) -> float:
+        """The share of the time that op number `part` of a fused kernel brings, by its bytes."""
+        parts = self.kernel.parts
+        whole = self.kernel.cost.total_bytes
+        share = parts[part].cost.total_bytes / whole if whole else 1 / len(parts)
+        return share * self.total
+
     @property
     def bound(self) -> str:
         """What the kernel waits for."""
@@ -145,6 +152,36 @@ class Times:
         shares = self.shares()
         return max(shares, key=lambda name: shares[name])
 
+    def why(self) -> str:
+        """One sentence: what the step waits for, and on what evidence."""
+        shares = self.shares()
+        regime = self.regime
+        second = max((s for s in shares if s != regime), key=lambda name: shares[name])
+        return (
+            f"{shares[regime]:.0%} of the time waits for {regime} ({self._evidence(regime)}); "
+            f"next: {second} {shares[second]:.0%}"
+        )
+
+    def _evidence(self, regime: str) -> str:
+        cost = self.ledger.total()
+        if regime == MEMORY:
+            roles = cost.bytes_by_role
+            role = max(roles, key=lambda name: roles[name])
+            return f"{roles[role] / cost.total_bytes:.0%} of its bytes are {role}"
+        if regime == COMPUTE and cost.flops:
+            precision = max(cost.flops, key=lambda name: cost.flops[name])
+            return f"{cost.intensity:,.0f} FLOP/B, its work mostly {precision}"
+        if regime == COMPUTE:
+            return "vector work alone"
+        if regime == LATENCY:
+            return f"{self.launches:,} launches"
+        return "collectives"
+
+    @property
+    def launches(self) -> int:
+        """Kernels launched, all layers counted."""
+        return sum(k.kernel.launches for k in self.kernels)
+
     def by(self, key: Callable[[KernelTime, int], str]) -> dict[str, float]:
         """Seconds summed by what `key(kernel, part number)` says, largest first.
 
@@ -152,16 +189,9 @@ class Times:
         """
         seconds: dict[str, float] = {}
         for k in self.kernels:
-            parts = k.kernel.parts
-            if len(parts) == 1:
-                shares = [1.0]
-            else:
-                weights = [part.cost.total_bytes or 0 for part in parts]
-                whole = sum(weights)
-                shares = [w / whole for w in weights] if whole else [1 / len(parts)] * len(parts)
-            for number, share in enumerate(shares):
+            for number in range(len(k.kernel.parts)):
                 name = key(k, number)
-                seconds[name] = seconds.get(name, 0.0) + share * k.total
+                seconds[name] = seconds.get(name, 0.0) + k.seconds_of(number)
         return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 

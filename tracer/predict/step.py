@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Chip
 
 from ..capture.records import Trace
-from ..capture.workload import Workload
 from ..cost import Ledger
 from ..cost.work import Cost
 from ..machine import Times, Timing, time_ledger
 from .memory import Memory, memory
+
+if TYPE_CHECKING:  # a loaded trace is priced without torch
+    from ..capture.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,6 @@ class Step:
     def trace(self) -> Trace:
         """The trace priced."""
         return self.ledger.trace
-
-    @property
-    def intensity(self) -> float:
-        """Matrix FLOPs a byte of memory traffic."""
-        return self.cost.total_flops / self.cost.total_bytes if self.cost.total_bytes else 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -66,32 +63,6 @@ class Step:
         """Chips whose memory together holds the step, if it divided perfectly."""
         return math.ceil(self.memory.total / float(self.chip.memory_capacity))
 
-    def why(self) -> str:
-        """One sentence: what the step waits for, and on what evidence."""
-        shares = self.times.shares()
-        regime = self.times.regime
-        share = shares[regime]
-        second = max((s for s in shares if s != regime), key=lambda name: shares[name])
-        if regime == "memory":
-            roles = self.cost.bytes_by_role
-            role = max(roles, key=lambda name: roles[name])
-            part = roles[role] / self.cost.total_bytes
-            reason = f"{part:.0%} of its bytes are {role}"
-        elif regime == "compute":
-            precision = max(
-                self.cost.flops or {"vector": 1}, key=lambda p: self.cost.flops.get(p, 0)
-            )
-            reason = f"{self.intensity:,.0f} FLOP/B, its work mostly {precision}"
-        elif regime == "latency":
-            launches = sum(k.kernel.launches for k in self.times.kernels)
-            reason = f"{launches:,} launches"
-        else:
-            reason = "collectives"
-        return (
-            f"{share:.0%} of the time waits for {regime} ({reason}); next: {second} "
-            f"{shares[second]:.0%}"
-        )
-
     def as_dict(self) -> dict[str, Any]:
         """The result as the JSON document has it: FLOPs, bytes, seconds."""
         work = self.workload
@@ -108,7 +79,7 @@ class Step:
             "recompute_flops": sum(self.cost.recompute_flops.values()),
             "vector_flops": self.cost.vector_flops,
             "bytes": {**self.cost.bytes_by_role, "total": self.cost.total_bytes},
-            "arithmetic_intensity": self.intensity,
+            "arithmetic_intensity": self.cost.intensity,
             "t_compute": self.times.compute,
             "t_hbm": self.times.memory,
             "t_network": self.times.network,
@@ -118,8 +89,8 @@ class Step:
             "mfu": self.mfu,
             "regime": self.times.regime,
             "regime_shares": self.times.shares(),
-            "why": self.why(),
-            "kernel_launches": sum(k.kernel.launches for k in self.times.kernels),
+            "why": self.times.why(),
+            "kernel_launches": self.times.launches,
             "memory": {
                 "weights": self.memory.weights,
                 "kv": self.memory.kv,

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..cost import ROLES
 from ..errors import UserError
 from . import figures, markdown
 from .document import as_document
+from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
 
 
@@ -38,8 +38,8 @@ def prepare(out: str) -> Path:
 def write(study: Study, out: Path) -> list[Path]:
     """`report.json`, `ops.csv`, a roofline for every chip, then `report.md`; returns the paths."""
     written = [
-        _text(out / "report.json", json.dumps(as_document(study), indent=1) + "\n"),
-        _text(out / "ops.csv", ops_csv(study)),
+        write_whole(out / "report.json", json.dumps(as_document(study), indent=1) + "\n"),
+        write_whole(out / "ops.csv", ops_csv(study)),
     ]
     names: dict[str, str] = {}
     for chip in study.chips:
@@ -47,49 +47,43 @@ def write(study: Study, out: Path) -> list[Path]:
         path = out / f"roofline_{chip.id}.png"
         precision = study.dtype if study.dtype in chip.peak else "bf16"
         draw = functools.partial(figures.roofline, steps, chip, precision)
-        written.append(_atomically(path, draw))
+        written.append(write_whole(path, draw))
         names[chip.id] = path.name
-    written.append(_text(out / "report.md", markdown.render(study, names)))
+    written.append(write_whole(out / "report.md", markdown.render(study, names)))
     return written
 
 
 def ops_csv(study: Study) -> str:
     """One row for every op of every result; costs include all layers that the op stands for."""
     buffer = io.StringIO()
-    rows = csv.writer(buffer, lineterminator="\n")
-    rows.writerow(
-        ["chip", "phase", "exec", "kernel", "kind", "pass", "module", "op", "count", "flops",
-         "vector_flops", "recompute_flops", *(f"{role}_bytes" for role in ROLES), "bytes",
-         "seconds", "bound", "confidence"]
-    )  # fmt: skip
+    columns = ("chip", "workload", "exec", *COLUMNS, *TIME_COLUMNS)
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
     for step in study.steps:
-        for number, timed in enumerate(step.times.kernels):
-            kernel = timed.kernel
-            whole = sum(part.cost.total_bytes for part in kernel.parts)
-            for part in kernel.parts:
-                op = step.trace.ops[part.op]
-                share = part.cost.total_bytes / whole if whole else 1 / len(kernel.parts)
-                by_role = part.cost.bytes_by_role
-                rows.writerow(
-                    [step.chip.id, step.workload.phase, step.ledger.execution, number, kernel.kind,
-                     kernel.phase, part.module, op.name, op.times, part.cost.total_flops,
-                     part.cost.vector_flops, sum(part.cost.recompute_flops.values()),
-                     *(by_role[role] for role in ROLES), part.cost.total_bytes,
-                     f"{timed.total * share:.6e}", timed.bound, part.confidence]
-                )  # fmt: skip
+        head = {
+            "chip": step.chip.id,
+            "workload": step.workload.phase,
+            "exec": step.ledger.execution,
+        }
+        for row in timed_rows(step.times):
+            writer.writerow(head | row)
     return buffer.getvalue()
 
 
-def _text(path: Path, text: str) -> Path:
-    return _atomically(path, lambda p: p.write_text(text))
+def write_whole(path: Path, content: str | Callable[[Path], object]) -> Path:
+    """Make the file under another name and move it into place, so that no half of it is seen.
 
-
-def _atomically(path: Path, make: Callable[[Path], object]) -> Path:
-    """Make the file under another name and move it into place, so that no half of it is seen."""
+    `content` is its text, or a function that writes the file it is given.
+    """
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
-        make(part)
+        if isinstance(content, str):
+            part.write_text(content)
+        else:
+            content(part)
         part.replace(path)
+    except FileNotFoundError:
+        raise UserError(f"cannot write {path}: its folder does not exist") from None
     finally:
         part.unlink(missing_ok=True)
     return path

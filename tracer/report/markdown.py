@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
 from .terminal import chip_line
-from .text import gigabytes
+from .text import size
 
 
 def render(study: Study, figures: dict[str, str]) -> str:
@@ -23,7 +23,7 @@ def render(study: Study, figures: dict[str, str]) -> str:
             [
                 ("parameters", f"{inventory.parameters:,}"),
                 ("active a token", f"{inventory.active_parameters:,}"),
-                ("weights", gigabytes(inventory.weight_bytes)),
+                ("weights", size(inventory.weight_bytes)),
                 ("KV cache a token", f"{inventory.kv_bytes_per_token:,} B"),
             ],
             ("", study.name),
@@ -51,7 +51,7 @@ def render(study: Study, figures: dict[str, str]) -> str:
                 "",
                 f"### {step.workload.phase}, {step.ledger.execution}",
                 "",
-                f"{step.why()}.",
+                f"{step.times.why()}.",
                 "",
                 f"Memory: {memory_line(step)}.",
                 "",

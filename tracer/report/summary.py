@@ -12,7 +12,7 @@ from ..cost import EFFICIENT, NAIVE, Conventions, Kernel, Part
 from ..machine import Timing
 from ..machine.roofline import KernelTime
 from ..predict import Inventory, Step
-from .text import gigabytes, pattern, plural, seconds, si
+from .text import pattern, plural, seconds, si, size
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def result_row(step: Step) -> tuple[str, ...]:
         f"{work.context if work.phase == 'decode' else work.seq}",
         si(step.cost.total_flops),
         f"{si(step.cost.total_bytes)}B",
-        f"{step.intensity:,.1f}",
+        f"{step.cost.intensity:,.1f}",
         seconds(step.times.compute),
         seconds(step.times.memory),
         seconds(step.times.step),
@@ -130,14 +130,14 @@ def memory_line(step: Step) -> str:
         ("optimizer", memory.optimizer),
         ("activations", memory.activations),
     )
-    parts = " + ".join(f"{name} {gigabytes(size)}" for name, size in items if size)
+    parts = " + ".join(f"{name} {size(held)}" for name, held in items if held)
     verdict = (
-        f"fits in {gigabytes(step.chip.memory_capacity)}"
+        f"fits in {size(step.chip.memory_capacity)}"
         if step.feasible
-        else f"does not fit in {gigabytes(step.chip.memory_capacity)}: "
+        else f"does not fit in {size(step.chip.memory_capacity)}: "
         f"at least {plural(step.chips_at_least, 'chip')}, so tokens/s of one is hypothetical"
     )
-    return f"{parts} = {gigabytes(memory.total)}; {verdict}"
+    return f"{parts} = {size(memory.total)}; {verdict}"
 
 
 def coverage_line(steps: Sequence[Step]) -> str:

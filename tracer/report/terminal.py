@@ -6,9 +6,9 @@ from tabulate import tabulate
 
 from tracer.hardware import Chip
 
-from ..cost import EFFICIENT
+from ..cost import EFFICIENT, NAIVE
 from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
-from .text import gigabytes, si
+from .text import si, size
 
 
 def render(study: Study) -> str:
@@ -17,7 +17,7 @@ def render(study: Study) -> str:
     lines = [
         f"{study.name} in {study.dtype} - {study.source}",
         f"{inventory.parameters:,} parameters, {inventory.active_parameters:,} active a token; "
-        f"weights {gigabytes(inventory.weight_bytes)}; "
+        f"weights {size(inventory.weight_bytes)}; "
         f"KV {inventory.kv_bytes_per_token:,} B a token",
     ]
     for chip in study.chips:
@@ -31,8 +31,11 @@ def render(study: Study) -> str:
                 disable_numparse=True,
             )
         )
-        for step in (s for s in steps if s.ledger.execution == EFFICIENT or len(steps) == 1):
-            lines += ["", f"{step.workload.phase}: {step.why()}", f"  memory: {memory_line(step)}"]
+        shown = {step.ledger.execution for step in steps}
+        detailed = EFFICIENT if EFFICIENT in shown else NAIVE
+        for step in (s for s in steps if s.ledger.execution == detailed):
+            lines += ["", f"{step.workload.phase}: {step.times.why()}"]
+            lines.append(f"  memory: {memory_line(step)}")
             modules = contributors(step, "module")
             ops = contributors(step, "op")
             blank = ("", "", "", "", "")
@@ -59,7 +62,7 @@ def chip_line(chip: Chip) -> str:
     )
     return (
         f"{chip.name} ({chip.id}): {peaks}, {si(chip.memory_bandwidth)}B/s, "
-        f"{gigabytes(chip.memory_capacity)}"
+        f"{size(chip.memory_capacity)}"
     )
 
 

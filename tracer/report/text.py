@@ -27,10 +27,13 @@ def seconds(value: float) -> str:
     return f"{value * 1e9:.3g} ns" if value else "0 s"
 
 
-def gigabytes(value: float) -> str:
-    """Bytes as GB, 1e9: 1,342 GB, 0.58 GB."""
-    size = value / 1e9
-    return f"{size:,.0f} GB" if size >= 100 else f"{size:.3g} GB"
+def size(value: float) -> str:
+    """Bytes with a decimal prefix, GB the largest: 1,342 GB, 0.58 GB, 4.61 kB."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= 0.1 * scale:
+            number = value / scale
+            return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{value:.0f} B"
 
 
 def _significant(value: float, digits: int) -> str:

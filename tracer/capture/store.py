@@ -1,0 +1,98 @@
+"""A trace as a file: gzipped JSON, written and read without torch. Loading is the identity."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .records import Call, Fold, Op, Parameter, Storage, TensorRef, Trace
+
+FORMAT, VERSION = "tracer-trace", 1
+
+
+def save(trace: Trace, path: str | Path) -> Path:
+    """Write `trace` to `path` (`.json.gz` by custom); the file appears whole or not at all."""
+    target = Path(path)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "header": trace.header,
+        "calls": trace.calls,
+        "parameters": trace.parameters,
+        "folds": trace.folds,
+        "pointwise": sorted(trace.pointwise),
+        "storages": [[s.nbytes, s.born, s.died, s.role] for s in trace.storages],
+        "ops": [
+            [op.name, _encode(op.args), {k: _encode(v) for k, v in op.kwargs.items()},
+             _encode(op.outputs), op.mutates, op.call, op.phase, op.times]
+            for op in trace.ops
+        ],
+    }  # fmt: skip
+    part = target.with_name(f".{target.name}.part")
+    try:
+        # No time stamp inside: the same trace gives the same bytes.
+        part.write_bytes(gzip.compress(json.dumps(document).encode(), 6, mtime=0))
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def load(path: str | Path) -> Trace:
+    """Read a trace that `save` wrote.
+
+    Raises:
+        UserError: no such file, not a trace, truncated, or written by a newer version.
+    """
+    try:
+        document = json.loads(gzip.decompress(Path(path).read_bytes()))
+    except FileNotFoundError:
+        raise UserError(f"no trace at {path}") from None
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not a trace file or is damaged: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path} is JSON, but not a trace")
+    if document["version"] > VERSION:
+        raise UserError(
+            f"{path} has trace format {document['version']}; this version reads up to {VERSION}"
+        )
+    return Trace(
+        ops=[
+            Op(name, _decode(args), {k: _decode(v) for k, v in kwargs.items()}, _decode(outputs),
+               tuple(mutates), call, phase, times)
+            for name, args, kwargs, outputs, mutates, call, phase, times in document["ops"]
+        ],
+        calls=[Call(*call) for call in document["calls"]],
+        storages=[Storage(*storage) for storage in document["storages"]],
+        parameters=[Parameter(p[0], tuple(p[1]), *p[2:]) for p in document["parameters"]],
+        folds=tuple(Fold(name, n, tuple(members)) for name, n, members in document["folds"]),
+        pointwise=frozenset(document["pointwise"]),
+        header=document["header"],
+    )  # fmt: skip
+
+
+# JSON knows neither tuples nor tensor references nor complex numbers.
+
+
+def _encode(value: Any) -> Any:
+    if type(value) is TensorRef:
+        return {"t": [value.shape, value.stride, value.dtype, value.storage, value.offset]}
+    if type(value) is tuple:
+        return [_encode(item) for item in value]
+    if isinstance(value, complex):
+        return {"c": [value.real, value.imag]}
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if isinstance(value, dict):
+        if "c" in value:
+            return complex(*value["c"])
+        shape, stride, dtype, storage, offset = value["t"]
+        return TensorRef(tuple(shape), tuple(stride), dtype, storage, offset)
+    return value
