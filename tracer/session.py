@@ -68,12 +68,14 @@ class Session:
     def __init__(self, capture: Capture | None = None, *, trace: Trace | None = None) -> None:
         self._capture = capture
         self._trace = trace
+        self._recording = False
         self._ledgers: dict[tuple[Conventions, str], Ledger] = {}
 
     def __enter__(self) -> Self:
-        if self._capture is None or self._trace is not None:
+        if self._capture is None or self._recording or self._trace is not None:
             raise UserError("a session records once: make a new tracer.trace(model)")
         self._capture.__enter__()
+        self._recording = True
         return self
 
     def __exit__(
@@ -83,6 +85,7 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         assert self._capture is not None
+        self._recording = False
         self._capture.__exit__(kind, error, traceback)
         self._trace = self._capture.trace
 
@@ -92,7 +95,7 @@ class Session:
         Raises:
             UserError: outside of the block.
         """
-        if self._capture is None or self._trace is not None:
+        if self._capture is None or not self._recording:
             raise UserError("mark() belongs inside the 'with' block")
         self._capture.mark(role, tensors)
 

@@ -1,25 +1,51 @@
 """Send `scaled_dot_product_attention` to the fused op that a GPU would run.
 
 On meta and fake tensors the function decomposes into two batched matmuls and a softmax, a program
-that no GPU runs by default. This function mode calls a fused aten op instead; the op carries its
-own derivative, so the backward pass is the fused one too. Without the mode the decomposition is
-what gets recorded (`naive` execution), in the tensors' own precision.
+that no GPU runs by default. While a capture with fused attention is open, a kernel of ours takes
+the op at its autograd dispatch keys and calls a fused aten op instead; that op carries its own
+derivative, so the backward pass is the fused one too. It is the dispatcher and not a torch-function
+mode that is asked, because such modes are off inside of `backward()`, where checkpointing runs the
+forward again, and inside of `F.multi_head_attention_forward`. Without a fused capture the
+decomposition is what gets recorded (`naive` execution), in the tensors' own precision.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from . import compat
 
 _FLASH_MAX_HEAD = 256  # head size limit of the flash kernels, elements
+
+_thread = threading.local()  # .depth: fused captures that are open in this thread
+_lock = threading.Lock()
+_installed: list[torch.library.Library] = []  # at most one, while any thread needs it
+_users = 0
+
+
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Reroute SDPA on meta and fake tensors of this thread; real tensors keep what they run."""
+    global _users  # noqa: PLW0603 - the dispatcher's table is global, so is its user count
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _installed.append(compat.override_composite("scaled_dot_product_attention", sdpa))
+    _thread.depth = getattr(_thread, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.depth -= 1
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _installed.pop()._destroy()
 
 
 @contextlib.contextmanager
@@ -38,15 +64,9 @@ def decomposed_attention() -> Iterator[None]:
         backend.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-class FusedAttention(TorchFunctionMode):
-    """Reroutes SDPA on meta and fake tensors; real tensors keep what their device runs."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is scaled_dot_product_attention:
-            return _sdpa(*args, **(kwargs or {}))
-        return func(*args, **kwargs) if kwargs else func(*args)
+def fused_attention_active() -> bool:
+    """Whether a fused capture is open in this thread."""
+    return getattr(_thread, "depth", 0) > 0
 
 
 def windowed_attention(
@@ -54,10 +74,10 @@ def windowed_attention(
 ) -> Tensor:
     """Causal attention in which a query sees its own key and the `window - 1` before it.
 
-    Shapes [B, H, S, D]; fewer key heads than query heads are shared (GQA). SDPA has no window, so
-    a `FusedAttention` block gets the flash op, which has, and any other a mask.
+    Shapes [B, H, S, D]; fewer key heads than query heads are shared (GQA). SDPA has no window, so a
+    fused capture gets the flash op, which has, and anything else a mask.
     """
-    if fused_attention_active() and key.is_meta:
+    if fused_attention_active() and _is_shape_only(query):
         out: Tensor = torch.ops.aten._flash_attention_forward(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -77,36 +97,28 @@ def windowed_attention(
     ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
     mask = ones.tril().logical_and_(ones.triu(1 - window))
     grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(
+    return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
     )
 
 
-def fused_attention_active() -> bool:
-    """Whether the code runs inside of a `FusedAttention` block."""
-    return any(isinstance(mode, FusedAttention) for mode in compat.function_mode_stack())
-
-
-def _sdpa(
+def sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if not (query.is_meta or compat.is_fake(query)) or query.dim() != 4:
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
+    """`aten::scaled_dot_product_attention` over [B, H, S, D], as one fused op where it may be."""
+    if not (fused_attention_active() and _is_shape_only(query)) or query.dim() != 4:
+        return compat.decompose(
+            torch.ops.aten.scaled_dot_product_attention.default,
+            (query, key, value, attn_mask, dropout_p, is_causal),
+            {"scale": scale, "enable_gqa": enable_gqa},
         )
     aten = torch.ops.aten
     need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
@@ -114,21 +126,26 @@ def _sdpa(
         attn_mask = _as_bias(attn_mask, query, key)
     half = query.dtype in (torch.bfloat16, torch.float16)
     head_q, head_v = query.shape[-1], value.shape[-1]
-    out: Tensor
+    outputs: Any
     if half and attn_mask is None and head_q == head_v and head_q <= _FLASH_MAX_HEAD:
-        out = aten._scaled_dot_product_flash_attention(
+        outputs = aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, False, scale=scale
-        )[0]
+        )
     elif half:
         # The only fused op in torch that takes other v sizes, as MLA needs (192 and 128).
-        out = aten._scaled_dot_product_cudnn_attention(
+        outputs = aten._scaled_dot_product_cudnn_attention(
             query, key, value, attn_mask, need_grad, dropout_p, is_causal, False, scale=scale
-        )[0]
+        )
     else:
-        out = aten._scaled_dot_product_efficient_attention(
+        outputs = aten._scaled_dot_product_efficient_attention(
             query, key, value, attn_mask, need_grad, dropout_p, is_causal, scale=scale
-        )[0]
+        )
+    out: Tensor = outputs[0]
     return out
+
+
+def _is_shape_only(tensor: Tensor) -> bool:
+    return tensor.is_meta or compat.is_fake(tensor)
 
 
 def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

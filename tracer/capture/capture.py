@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from ..errors import UserError
 from . import fold as folding
-from .attention import FusedAttention, decomposed_attention
+from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
@@ -69,7 +69,7 @@ class Capture:
         enter(self._unfold)
         enter(self._stack)
         enter(_optimizer_hooks(self))
-        enter(FusedAttention() if self._attention == "fused" else decomposed_attention())
+        enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         return self
 

@@ -18,11 +18,14 @@ __all__ = [
     "TorchDispatchMode",
     "current_autograd_node",
     "current_graph_task_id",
-    "function_mode_stack",
+    "decompose",
     "is_composite",
     "is_fake",
     "next_sequence_nr",
+    "no_dispatch_modes",
+    "override_composite",
     "storage_key",
+    "writes",
 ]
 
 NO_GRAPH_TASK = -1  # current_graph_task_id() outside of a backward pass
@@ -45,8 +48,31 @@ def is_composite(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
-def function_mode_stack() -> list[Any]:
-    """The active torch-function modes, outermost first."""
-    from torch.overrides import _get_current_function_mode_stack
+def decompose(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run a composite op's own decomposition, whatever has been registered over it."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return func._op_dk(key, *args, **kwargs)
 
-    return list(_get_current_function_mode_stack())
+
+def override_composite(name: str, function: Any) -> torch.library.Library:
+    """Give the composite op `aten::name` the kernel `function` for dense tensors with autograd.
+
+    Torch refuses meta kernels for composite ops, but not autograd ones, and those come first (but
+    for inference_mode, which skips them). `_destroy()` of the result takes the kernels off again.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    for key in ("AutogradMeta", "AutogradCPU", "AutogradCUDA"):
+        library.impl(name, function, key)
+    return library
+
+
+def writes(func: Any) -> bool:
+    """Whether the op's schema says that it writes one of its arguments."""
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+
+
+def no_dispatch_modes() -> Any:
+    """A block in which no dispatch mode is active: its ops are not part of the program."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()

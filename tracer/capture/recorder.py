@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from . import compat
+from .attention import sdpa
 from .modules import OUTSIDE, ModuleStack
 from .records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE, Op, Storage, TensorRef
 
 _NO_KWARGS: Mapping[str, Any] = {}
 _new_ref = tuple.__new__
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class _Schema(NamedTuple):
@@ -63,8 +65,9 @@ class Recorder(compat.TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if schema.composite:
             # inference_mode hands over composite ops whole (`linear`, `matmul`): look inside.
+            run = sdpa if func is _SDPA else func.decompose
             with self:
-                out = func.decompose(*args, **(kwargs or {}))
+                out = run(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
         for kind in types:

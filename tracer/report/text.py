@@ -16,7 +16,7 @@ def si(value: float, digits: int = 4) -> str:
     for scale, prefix in _SI:
         if abs(value) >= scale:
             return f"{_significant(value / scale, digits)} {prefix}"
-    return f"{_significant(value, digits)} " if value else "0 "
+    return f"{value:.0f} " if value == int(value) else f"{_significant(value, digits)} "
 
 
 def seconds(value: float) -> str:
