@@ -3,6 +3,6 @@
 Importing this package reads nothing and does not import torch.
 """
 
-from .loader import Chip, ChipError, chip_ids, load_chip
+from .loader import Chip, ChipError, Constant, chip_ids, load_chip
 
-__all__ = ["Chip", "ChipError", "chip_ids", "load_chip"]
+__all__ = ["Chip", "ChipError", "Constant", "chip_ids", "load_chip"]

@@ -48,12 +48,25 @@ class ChipError(UserError):
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A fitted constant of the kernel time model.
+
+    `spread` is its relative standard deviation, `source` the data and the date it comes from.
+    """
+
+    value: float
+    spread: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Chip:
     """One accelerator. SI base units: FLOP/s (OP/s for int*), bytes, B/s, Hz, W.
 
     `peak` has dense matrix rates and `vector` the non-matrix ones, by precision. `link_bandwidth`
     and `nic_bandwidth` count one direction. What a file leaves out is None (`vector`: empty).
     `sources` maps the dotted key of every number in the file to where that number is from.
+    `calibration` holds fitted constants by kernel family; a chip may have none.
     """
 
     id: str
@@ -74,6 +87,7 @@ class Chip:
     note: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     aliases: tuple[str, ...] = ()
+    calibration: Mapping[str, Mapping[str, Constant]] = field(default_factory=dict, hash=False)
 
     def peak_for(self, precision: str) -> float:
         """Dense matrix peak in FLOP/s (OP/s for int*).
@@ -186,8 +200,8 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _build(path: Path, data: Mapping[str, Any]) -> Chip:
     for key in data:
-        if key not in (*_TEXT, "aliases", *_SECTIONS):
-            known = [*_TEXT, "aliases", *_SECTIONS]
+        known = [*_TEXT, "aliases", *_SECTIONS, "calibration"]
+        if key not in known:
             raise _fault(path, key, f"unknown key; {did_you_mean(key, known)}")
     for key in (*_TEXT_REQUIRED, *_SECTIONS_REQUIRED):
         if key not in data:
@@ -229,7 +243,51 @@ def _build(path: Path, data: Mapping[str, Any]) -> Chip:
         note=text.get("note", ""),
         sources=sources,
         aliases=tuple(_text(path, "aliases", alias) for alias in aliases),
+        calibration=_calibration(path, data.get("calibration", {})),
     )
+
+
+def _calibration(path: Path, table: Any) -> dict[str, dict[str, Constant]]:
+    """`[calibration]`: the `data` and `date` of the fit, and a table of constants a family.
+
+    Which constants a family has is the time model's to say; here only their form is checked.
+    """
+    if not table:
+        return {}
+    if not isinstance(table, dict):
+        raise _fault(path, "calibration", "a table is needed")
+    for key in ("data", "date"):
+        if key not in table:
+            raise _fault(path, f"calibration.{key}", "missing")
+    source = " ".join(_text(path, f"calibration.{key}", table[key]) for key in ("data", "date"))
+    return {
+        family: _constants(path, f"calibration.{family}", constants, source)
+        for family, constants in table.items()
+        if family not in ("data", "date")
+    }
+
+
+def _constants(path: Path, key: str, table: Any, source: str) -> dict[str, Constant]:
+    if not isinstance(table, dict):
+        raise _fault(path, key, "a table is needed")
+    found = {}
+    for name, entry in table.items():
+        dotted = f"{key}.{name}"
+        if not isinstance(entry, dict) or not {"value", "spread"} <= set(entry):
+            raise _fault(path, dotted, "write it as { value = ..., spread = ... }")
+        for part in entry:
+            if part not in ("value", "spread", "source"):
+                known = "known: source, spread, value"
+                raise _fault(path, f"{dotted}.{part}", f"unknown key; {known}")
+        for part in ("value", "spread"):
+            number = entry[part]
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise _fault(path, f"{dotted}.{part}", f"a number is needed, not {number!r}")
+            if not math.isfinite(number) or number < 0:
+                raise _fault(path, f"{dotted}.{part}", f"at least 0 is needed, not {number!r}")
+        own = _text(path, f"{dotted}.source", entry["source"]) if "source" in entry else source
+        found[name] = Constant(float(entry["value"]), float(entry["spread"]), own)
+    return found
 
 
 def _section(path: Path, section: str, table: Any, sources: dict[str, str]) -> dict[str, float]:

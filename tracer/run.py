@@ -15,10 +15,12 @@ from tracer.hardware import chip_ids, load_chip
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from .capture.program import Program
     from .report.summary import Study
 
-PHASES = ("training", "prefill", "decode")
+PHASES = ("training", "prefill", "decode", "forward")
 EXECUTIONS = ("efficient", "naive")
+TOKENS = 4096  # default of --seq and --context, where the model's positions reach so far
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,12 +37,21 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--hf-config", metavar="MODEL", help="Hugging Face id, folder or config.json")
+    add("--module", metavar="PKG.MOD:FACTORY", help="your own: FACTORY() returns an nn.Module")
+    add("--exported", metavar="FILE.pt2", help="a program that torch.export.save wrote")
+    add("--input", action="append", default=[], metavar="NAME:DTYPE[B,S,64]",
+        help="repeatable; an input of --module; B, S, L are --batch, --seq, --context")  # fmt: skip
     add("--chip", action="append", metavar="ID", help="repeatable; default h200_sxm")
-    add("--phase", action="append", metavar="PHASE", help="|".join(PHASES) + "; default all")
+    add(
+        "--phase",
+        action="append",
+        metavar="PHASE",
+        help="|".join(PHASES) + "; default those it has",
+    )
     add("--batch", type=int, default=8, metavar="B", help="sequences (default 8)")
-    add("--seq", type=int, default=4096, metavar="S", help="training, prefill tokens (4096)")
-    add("--context", type=int, default=4096, metavar="L", help="keys a decoded token sees (4096)")
-    add("--dtype", default="bf16", metavar="T", help="bf16 (default) or fp8")
+    add("--seq", type=int, metavar="S", help="tokens a sequence (4096, or all that it has)")
+    add("--context", type=int, metavar="L", help="keys that a decoded token sees (as --seq)")
+    add("--dtype", metavar="T", help="of --hf-config: bf16 (default) or fp8")
     add("--exec", action="append", metavar="E", help="|".join(EXECUTIONS) + "; default both")
     add("--optimizer", default="adamw", metavar="O", help="of training: adamw (default) or none")
     add("--layers", type=int, metavar="N", help="keep only N layers")
@@ -85,8 +96,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     from .report import files, terminal
     from .report.document import as_document
 
-    if options.hf_config is None:
-        raise UserError("name a model, such as --hf-config deepseek-ai/DeepSeek-V3")
+    _check_model(options)
     out = files.prepare(options.out) if options.out is not None else None
     study = answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
@@ -98,17 +108,16 @@ def _run(options: argparse.Namespace, command: str) -> None:
 def answer(options: argparse.Namespace, command: str) -> Study:
     """Everything the outputs show. Input is checked before any model is built."""
     chips = tuple(load_chip(name) for name in dict.fromkeys(options.chip or ["h200_sxm"]))
-    phases = _chosen(options.phase, PHASES, "--phase")
+    asked = _chosen(options.phase, PHASES, "--phase") if options.phase else None
     executions = _chosen(options.exec, EXECUTIONS, "--exec")
     _check_sizes(options)
     for chip in chips:
-        if options.dtype not in chip.peak and options.dtype in ("bf16", "fp8"):
+        if options.hf_config and (options.dtype or "bf16") in {"bf16", "fp8"} - set(chip.peak):
             raise UserError(
-                f"--dtype {options.dtype}: {chip.name} has no {options.dtype} rate, "
+                f"--dtype {options.dtype or 'bf16'}: {chip.name} has no such rate, "
                 f"only {', '.join(chip.peak)}"
             )
 
-    from .capture.program import load_program
     from .capture.workload import Workload, record
     from .cost import Conventions, price
     from .machine import Timing
@@ -116,35 +125,89 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     from .report.summary import Study
 
     conventions, timing = _assumptions(options.assume, Conventions, Timing)
-    workloads = [
-        Workload(phase, options.batch, options.seq, options.context, options.optimizer)
-        for phase in phases
-    ]
     fold = not options.full
     with _progress() as say:
-        say(f"building {options.hf_config}")
-        program = load_program(
-            options.hf_config,
-            dtype=options.dtype,
-            layers=options.layers,
-            remote_code=options.trust_remote_code,
-        )
+        say(f"building {options.hf_config or options.module or options.exported}")
+        program = _program(options)
+        phases = _available(program, asked)
+        longest = min(TOKENS, program.longest or TOKENS)
+        seq, context = options.seq or longest, options.context or options.seq or longest
         say("counting parameters")
-        small = Workload("prefill" if "prefill" in program.phases else program.phases[0], seq=16)
-        inventory = take_inventory(record(program, small, fold=fold), small.tokens)
-        steps = []
-        for workload in workloads:
+        first = next((p for p in ("prefill", "forward") if p in program.phases), program.phases[0])
+        small = Workload(first, 1, min(program.shortest, seq), context, "none")
+        trace = record(program, small, fold=fold)
+        inventory = take_inventory(trace, small.as_run(trace).tokens)
+        steps, notes = [], list[str]()
+        for phase in phases:
+            workload = Workload(phase, options.batch, seq, context, options.optimizer)
             for execution in executions:
-                say(f"tracing {workload.phase}, {execution}")
+                say(f"tracing {phase}, {execution}")
                 attention = "naive" if execution == "naive" else "fused"
                 trace = record(program, workload, attention=attention, fold=fold)
-                say(f"pricing {workload.phase}, {execution}")
+                notes += [f"{phase}: {note}" for note in trace.header["notes"]]
+                say(f"pricing {phase}, {execution}")
                 ledger = price(trace, conventions, execution=execution, strict=options.strict)
-                steps += [predict(workload, ledger, chip, timing) for chip in chips]
+                run = workload.as_run(trace)
+                steps += [predict(run, ledger, chip, timing) for chip in chips]
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}", file=sys.stderr)
     return Study(
-        program.name, program.source, options.dtype, inventory, chips, tuple(steps), conventions,
+        program.name, program.source, program.dtype, inventory, chips, tuple(steps), conventions,
         timing, _versions(), command,
     )  # fmt: skip
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    """Exactly one model, and options only where they apply."""
+    given = [f for f in ("hf_config", "module", "exported") if getattr(options, f) is not None]
+    names = " and ".join("--" + name.replace("_", "-") for name in given)
+    if not given:
+        raise UserError(
+            "name a model: --hf-config deepseek-ai/DeepSeek-V3, --module PACKAGE.MODULE:FACTORY "
+            "or --exported FILE.pt2"
+        )
+    if len(given) > 1:
+        raise UserError(f"{names}: give one model, not {len(given)}")
+    if options.hf_config is None:
+        for name in ("dtype", "layers", "trust_remote_code"):
+            if getattr(options, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} goes with --hf-config; {names} is traced as it is")
+    if options.input and options.exported is not None:
+        raise UserError("--input: an exported program has the inputs that it was exported with")
+
+
+def _program(options: argparse.Namespace) -> Program:
+    """What `--hf-config`, `--module` or `--exported` names."""
+    from .capture.inputspec import parse_input
+    from .capture.program import load_program
+
+    inputs = [parse_input(text) for text in options.input]
+    if options.module is not None:
+        from .capture.usermodule import ModuleProgram
+
+        return ModuleProgram(options.module, inputs)
+    if options.exported is not None:
+        from .capture.exported import ExportedProgram
+
+        return ExportedProgram(options.exported)
+    return load_program(
+        options.hf_config,
+        dtype=options.dtype or "bf16",
+        layers=options.layers,
+        remote_code=options.trust_remote_code,
+        inputs=inputs,
+    )
+
+
+def _available(program: Program, asked: list[str] | None) -> list[str]:
+    """The phases to run: those asked for, all of which must exist, or all that there are."""
+    for phase in asked or ():
+        if phase not in program.phases:
+            raise UserError(
+                f"{program.name} cannot run phase {phase!r}: it has {', '.join(program.phases)}"
+            )
+    return asked or list(program.phases)
 
 
 def _chosen(given: list[str] | None, known: tuple[str, ...], flag: str) -> list[str]:
@@ -156,8 +219,9 @@ def _chosen(given: list[str] | None, known: tuple[str, ...], flag: str) -> list[
 
 def _check_sizes(options: argparse.Namespace) -> None:
     for name in ("batch", "seq", "context"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: give at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: give at least 1")
 
 
 def _assumptions(given: list[str], *kinds: Any) -> list[Any]:

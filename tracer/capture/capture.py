@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -82,7 +83,8 @@ class Capture:
         # The trace is built even when the model raised midway: what ran stays readable.
         self._context.close()
         self._mark_gradients()
-        self._finish()
+        with _without_collector():
+            self._finish()
 
     def unfold(self) -> None:
         """Put the folded layers back before the block ends, as an optimizer step needs them."""
@@ -91,7 +93,7 @@ class Capture:
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
         for tensor in tensors:
-            self._recorder.register(tensor.untyped_storage(), role)
+            self._recorder.tensors.register(tensor.untyped_storage(), role)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -120,7 +122,7 @@ class Capture:
         ]
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
-            sid = self._recorder.register(tensor.untyped_storage(), "weights")
+            sid = self._recorder.tensors.register(tensor.untyped_storage(), "weights")
             yield Parameter(
                 name,
                 tuple(tensor.shape),
@@ -136,11 +138,11 @@ class Capture:
 
     def _finish(self) -> None:
         recorder = self._recorder
-        recorder.detach()
+        recorder.tensors.detach()
         calls = self._stack.calls
-        self.trace.ops = _with_counts(recorder.ops, [c.module for c in calls], self._folds)
+        self.trace.ops = _with_counts(recorder.ops(), [c.module for c in calls], self._folds)
         self.trace.calls = calls
-        self.trace.storages = recorder.storages
+        self.trace.storages = recorder.tensors.storages()
         self.trace.parameters = self._parameters
         self.trace.folds = self._folds
         self.trace.pointwise = frozenset(recorder.pointwise)
@@ -164,6 +166,18 @@ def _with_counts(ops: list[Op], paths: list[str], folds: tuple[Fold, ...]) -> li
                 count = n
         counts.append(count)
     return [op if counts[op.call] == 1 else op._replace(times=counts[op.call]) for op in ops]
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Build many small objects at once: none of them is garbage, so nobody needs to look."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

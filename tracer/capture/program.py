@@ -3,46 +3,85 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import UserError, did_you_mean
+from .inputspec import InputSpec
 
-TRAINING, PREFILL, DECODE = "training", "prefill", "decode"
-WORKLOADS = (TRAINING, PREFILL, DECODE)
+TRAINING, PREFILL, DECODE, INFERENCE = "training", "prefill", "decode", "forward"
+WORKLOADS = (TRAINING, PREFILL, DECODE, INFERENCE)
 DTYPES = ("bf16", "fp8")
+
+
+class Run(NamedTuple):
+    """One call of a program, with its inputs made, ready to be recorded.
+
+    Attributes:
+        forward: calls the module; under the recorder.
+        loss: the scalar of a training step, from what `forward` returned.
+        state: tensors that the caches hold now; asked before and after the call.
+        batch, seq, context: the sizes in force, where the model has its own (an image is 1 token).
+        notes: what the reader must know about how the inputs were made.
+    """
+
+    forward: Callable[[], Any]
+    loss: Callable[[Any], Tensor]
+    state: Callable[[], Iterable[Tensor]]
+    batch: int
+    seq: int
+    context: int
+    notes: tuple[str, ...] = ()
 
 
 class Program(Protocol):
     """What `workload.record` asks of a model.
 
-    `phases` are the workloads that the model can run. `modules(phase)` is the module to trace for
-    one of them: a training step keeps FP8 weights in BF16, a server does not.
+    `phases` are the workloads that the model can run and `grounds` where it can be run, in the
+    order in which to try. `module` is what to trace for a phase: a training step keeps FP8 weights
+    in BF16, a server does not. `layers` is the length of the stack of layers that may be folded, 0
+    for none; `longest` the tokens that its learned positions serve, None for any number;
+    `shortest` the tokens of the smallest run that shows all of it. `cures` says what `adapt` did.
     """
 
     name: str
     source: str  # where the architecture comes from, for headers
-    vocabulary: int
-    layers: int  # length of the stack of decoder layers, which may be folded
+    dtype: str
+    layers: int
+    cures: list[str]
 
     @property
     def phases(self) -> tuple[str, ...]: ...
 
-    def module(self, phase: str) -> nn.Module: ...
+    @property
+    def grounds(self) -> tuple[str, ...]: ...
 
-    def new_cache(self, phase: str, batch: int, capacity: int, filled: int) -> Any: ...
+    @property
+    def longest(self) -> int | None: ...
 
-    def cache_tensors(self, cache: Any) -> Iterable[Tensor]: ...
+    @property
+    def shortest(self) -> int: ...
 
-    def logits(self, phase: str, ids: Tensor, cache: Any) -> Tensor: ...
+    def module(self, phase: str, ground: str) -> nn.Module: ...
+
+    def prepare(self, phase: str, ground: str, batch: int, seq: int, context: int) -> Run: ...
+
+    def adapt(self, error: Exception) -> bool:
+        """Change something that may cure `error`: the run is repeated if so. Ends with False."""
+
+
+def no_state() -> Iterable[Tensor]:
+    """The `Run.state` of a model without caches."""
+    return ()
 
 
 def load_program(
-    model: str, *, dtype: str = "bf16", layers: int | None = None, remote_code: bool = False
-) -> Program:
+    model: str, *, dtype: str = "bf16", layers: int | None = None, remote_code: bool = False,
+    inputs: Sequence[InputSpec] = (),
+) -> Program:  # fmt: skip
     """The program of a Hugging Face id, a folder with a `config.json`, or a JSON file.
 
     Ids of the DeepSeek-V3 family are bundled and need no network and no transformers. Everything
@@ -53,6 +92,7 @@ def load_program(
         dtype: "bf16", or "fp8" for block-quantised linears where the reference model has them.
         layers: keep only this many layers.
         remote_code: let transformers run code from the model's repository.
+        inputs: inputs of a transformers model in place of those found from its config.
 
     Raises:
         UserError: nothing is known under this name (near matches are listed), a key is missing from
@@ -68,13 +108,15 @@ def load_program(
     if config is not None and supports(config):
         from .reference import ReferenceProgram
 
+        if inputs:
+            raise UserError(f"--input: {name} takes token ids of --batch by --seq, nothing else")
         try:
             return ReferenceProgram(name, config, dtype, layers)
         except ConfigError as error:
             raise UserError(str(error)) from error
     from .huggingface import HuggingFaceProgram
 
-    return HuggingFaceProgram(model, dtype, layers, remote_code)
+    return HuggingFaceProgram.load(model, dtype, layers, remote_code, tuple(inputs))
 
 
 def _find_config(model: str) -> tuple[Mapping[str, Any] | None, str]:

@@ -6,8 +6,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 from . import compat
 from .attention import sdpa
 from .modules import OUTSIDE, ModuleStack
-from .records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE, Op, Storage, TensorRef
+from .records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE, Op, TensorRef
+from .tensors import DTYPES, At, TensorTable
 
-_NO_KWARGS: Mapping[str, Any] = {}
-_new_ref = tuple.__new__
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -33,7 +31,7 @@ class _Schema(NamedTuple):
 
 
 class Recorder(compat.TorchDispatchMode):
-    """Appends one `Op` for every dispatched op, in any phase, on any device.
+    """Notes every dispatched op, in any phase, on any device.
 
     Works under `no_grad`, `inference_mode`, autocast, activation checkpointing and an active
     `FakeTensorMode`. DTensor ops are passed on, so that only the local ops behind them are seen.
@@ -41,14 +39,12 @@ class Recorder(compat.TorchDispatchMode):
 
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()
-        self.ops: list[Op] = []
-        self.storages: list[Storage] = []
+        self.tensors = TensorTable()
         self.optimizers = 0  # optimizer steps that are open
         self.paused = False
         self.pointwise: set[str] = set()
+        self._notes: list[tuple[Any, ...]] = []
         self._stack = stack
-        self._ids: dict[int, int] = {}
-        self._refs: list[Any] = []
         self._schemas: dict[Any, _Schema] = {}
         self._call_of_node: dict[int, int] = {}
         self._last_backward_call = OUTSIDE
@@ -74,11 +70,11 @@ class Recorder(compat.TorchDispatchMode):
             if kind.__name__ == "DTensor":
                 return NotImplemented
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
-        seen = self._describe(args)
-        seen_kwargs = (
-            {key: self._describe_one(value) for key, value in kwargs.items()}
+        seen = tuple([self._describe(value) for value in args])
+        named = (
+            tuple([(name, self._describe(value)) for name, value in kwargs.items()])
             if kwargs
-            else _NO_KWARGS
+            else ()
         )
         out = func(*args, **kwargs) if kwargs else func(*args)
 
@@ -97,17 +93,32 @@ class Recorder(compat.TorchDispatchMode):
             phase = BACKWARD
             call = self._call_of_current_node()
 
+        outputs: Any = ()
         if isinstance(out, Tensor):
-            outputs: tuple[Any, ...] = (self._ref(out, len(self.ops)),)
+            outputs = (self.tensors.see(out, self.tensors.clock),)
         elif isinstance(out, (tuple, list)):
-            outputs = tuple(_tensors_of(self._describe(out, len(self.ops))))
-        else:
-            outputs = ()
-        mutates: tuple[int, ...] = ()
-        if schema.written:
-            mutates = _written_storages(schema.written, seen, seen_kwargs)
-        self.ops.append(Op(schema.name, seen, seen_kwargs, outputs, mutates, call, phase))
+            outputs = tuple(_tensors(self._describe(out, self.tensors.clock)))
+        mutates = self._written(schema.written, seen, named) if schema.written else ()
+        self._notes.append((schema.name, seen, named, outputs, mutates, call, phase))
+        self.tensors.clock += 1
         return out
+
+    def ops(self) -> list[Op]:
+        """What was noted, as records."""
+        refs = self.tensors.refs()
+        none: dict[str, Any] = {}
+        return [
+            Op(
+                name,
+                _resolve(seen, refs),
+                {key: _resolve_one(value, refs) for key, value in named} if named else none,
+                tuple([refs[at] for at in outputs]),
+                mutates,
+                call,
+                phase,
+            )
+            for name, seen, named, outputs, mutates, call, phase in self._notes
+        ]
 
     def _call_of_current_node(self) -> int:
         node = compat.current_autograd_node()
@@ -118,106 +129,62 @@ class Recorder(compat.TorchDispatchMode):
         # AccumulateGrad and the engine's own additions run right after the node they serve.
         return self._last_backward_call
 
-    # -- describing values -------------------------------------------------------------------------
+    def _describe(self, value: Any, born: int = -1) -> Any:
+        """Tensors by their place in the table, lists as tuples, dtypes and the like by name.
 
-    # A storage that is new among an op's inputs existed before the trace (born -1); one that is new
-    # among its outputs was made by the op.
-
-    def _describe(self, values: Iterable[Any], born: int = -1) -> tuple[Any, ...]:
-        return tuple([self._describe_one(value, born) for value in values])
-
-    def _describe_one(self, value: Any, born: int = -1) -> Any:
+        A storage that is new among an op's inputs existed before the trace; one that is new among
+        its outputs was `born` by the op.
+        """
         kind = type(value)
         if kind is Tensor or isinstance(value, Tensor):
-            return self._ref(value, born)
-        if kind is list or kind is tuple:
-            return tuple([self._describe_one(item, born) for item in value])
+            return self.tensors.see(value, born)
         if value is None or kind is int or kind is float or kind is bool or kind is str:
             return value
-        return self._name(value)
+        if kind is list or kind is tuple:
+            return tuple([self._describe(item, born) for item in value])
+        return _name(value)
 
-    def _name(self, value: Any) -> Any:
-        """Names for dtypes, layouts and devices; shapes become tuples; the rest its `repr`."""
-        if isinstance(value, torch.Size):
-            return tuple(value)
-        if isinstance(value, (int, float, complex)):
-            return value
-        if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-            return str(value).removeprefix("torch.")
-        if isinstance(value, torch.device):
-            return str(value)
-        return repr(value)
-
-    def _ref(self, tensor: Tensor, born: int) -> TensorRef:
-        try:
-            storage = tensor.untyped_storage()
-            sid = self._ids.get(storage._cdata)
-            if sid is None:
-                sid = self.register(storage, None, born)
-            ref: TensorRef = _new_ref(
-                TensorRef,
-                (
-                    tuple(tensor.shape),
-                    tensor.stride(),
-                    _DTYPES[tensor.dtype],
-                    sid,
-                    tensor.storage_offset(),
-                ),
-            )
-        except (RuntimeError, NotImplementedError, KeyError):
-            return self._opaque(tensor, born)
-        return ref
-
-    def _opaque(self, tensor: Tensor, born: int) -> TensorRef:
-        """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
-        shape = tuple(int(size) for size in tensor.size()) if not tensor.is_nested else ()
-        stride, step = [], 1
-        for size in reversed(shape):
-            stride.append(step)
-            step *= size
-        sid = len(self.storages)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self.storages.append(Storage(step * tensor.element_size(), born))
-        return TensorRef(shape, tuple(reversed(stride)), dtype, sid, 0)
-
-    # -- storages ----------------------------------------------------------------------------------
-
-    def register(
-        self, storage: torch.UntypedStorage, role: str | None = None, born: int = -1
-    ) -> int:
-        """The id of `storage`, given on first sight; of several roles the first is kept.
-
-        `born` is the op that made it, if it is new here; -1 for what existed before the trace.
-        """
-        key = compat.storage_key(storage)
-        sid = self._ids.get(key)
-        if sid is None:
-            sid = self._ids[key] = len(self.storages)
-            record = Storage(storage.nbytes(), born)
-            self.storages.append(record)
-            # The address of a dead storage is used again: forget it when it dies, and note when.
-            ids, ops = self._ids, self.ops
-
-            def died(_: Any, key: int = key, record: Storage = record) -> None:
-                ids.pop(key, None)
-                record.died = len(ops)
-
-            self._refs.append(weakref.ref(storage, died))
-        if role is not None and self.storages[sid].role is None:
-            self.storages[sid].role = role
-        return sid
-
-    def detach(self) -> None:
-        """Drop the watch on live storages, so that deaths after the trace are not written."""
-        self._refs.clear()
-        self._ids.clear()
+    def _written(
+        self, written: Any, args: tuple[Any, ...], named: tuple[tuple[str, Any], ...]
+    ) -> tuple[int, ...]:
+        storages: dict[int, None] = {}
+        for position, name in written:
+            value = args[position] if position < len(args) else dict(named).get(name)
+            for at in _tensors(value):
+                storages[self.tensors.storage_of(at)] = None
+        return tuple(storages)
 
 
-_DTYPES: dict[torch.dtype, str] = {
-    value: str(value).removeprefix("torch.")
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-}
+def _name(value: Any) -> Any:
+    """Names for dtypes, layouts and devices; shapes become tuples; the rest its `repr`."""
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, (int, float, complex)):
+        return value
+    if isinstance(value, torch.dtype):
+        return DTYPES[value]
+    if isinstance(value, (torch.layout, torch.memory_format)):
+        return str(value).removeprefix("torch.")
+    return str(value) if isinstance(value, torch.device) else repr(value)
+
+
+def _tensors(value: Any) -> list[At]:
+    if type(value) is At:
+        return [value]
+    if type(value) is tuple:
+        return [at for item in value for at in _tensors(item)]
+    return []
+
+
+def _resolve(values: tuple[Any, ...], refs: list[TensorRef]) -> tuple[Any, ...]:
+    return tuple([_resolve_one(value, refs) for value in values])
+
+
+def _resolve_one(value: Any, refs: list[TensorRef]) -> Any:
+    kind = type(value)
+    if kind is At:
+        return refs[value]
+    return _resolve(value, refs) if kind is tuple else value
 
 
 def _read_schema(func: Any) -> _Schema:
@@ -231,23 +198,3 @@ def _read_schema(func: Any) -> _Schema:
     )
     silent = func.namespace in ("profiler", "prim", "debugprims")
     return _Schema(str(func), silent, compat.is_composite(func), written)
-
-
-def _written_storages(
-    written: tuple[tuple[int, str], ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[int, ...]:
-    storages: list[int] = []
-    for position, name in written:
-        value = args[position] if position < len(args) else kwargs.get(name)
-        storages.extend(ref.storage for ref in _tensors_of((value,)))
-    return tuple(dict.fromkeys(storages))
-
-
-def _tensors_of(tree: Iterable[Any]) -> list[TensorRef]:
-    found: list[TensorRef] = []
-    for item in tree:
-        if type(item) is TensorRef:
-            found.append(item)
-        elif type(item) is tuple:
-            found.extend(_tensors_of(item))
-    return found

@@ -49,6 +49,8 @@ class TensorRef(NamedTuple):
     @property
     def distinct(self) -> int:
         """Elements that exist in memory: a dimension of stride 0 counts once."""
+        if 0 not in self.stride:
+            return self.numel
         n = 1
         for size, stride in zip(self.shape, self.stride, strict=True):
             if stride != 0 or size == 0:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from .program import DECODE, PREFILL, TRAINING
+from .grounds import META
+from .loss import next_token_loss
+from .program import DECODE, PREFILL, TRAINING, Run, no_state
 
 
 class ReferenceProgram:
@@ -18,6 +21,9 @@ class ReferenceProgram:
     """
 
     phases = (TRAINING, PREFILL, DECODE)
+    grounds = (META,)
+    longest = None
+    shortest = 1
 
     def __init__(
         self, name: str, config: Mapping[str, Any], dtype: str = "bf16", layers: int | None = None
@@ -25,6 +31,7 @@ class ReferenceProgram:
         from tracer.models import Config
 
         self.name = name
+        self.cures: list[str] = []
         self.source = "reference model (tracer.models)"
         raw = copy.deepcopy(dict(config))
         if layers is not None:
@@ -32,11 +39,10 @@ class ReferenceProgram:
             raw["first_k_dense_replace"] = min(layers, raw.get("first_k_dense_replace", 0))
         self.config = Config.from_hf(raw, name)
         self.dtype = dtype
-        self.vocabulary = self.config.vocab_size
         self.layers = self.config.num_hidden_layers
         self._modules: dict[bool, nn.Module] = {}
 
-    def module(self, phase: str) -> nn.Module:
+    def module(self, phase: str, ground: str = META) -> nn.Module:
         """The model on meta; in FP8, training keeps BF16 weights and serving the released ones."""
         from tracer.models import build
 
@@ -48,18 +54,26 @@ class ReferenceProgram:
             self._modules[training] = model
         return self._modules[training]
 
-    def new_cache(self, phase: str, batch: int, capacity: int, filled: int) -> Any:
-        """Latents of every layer, `filled` tokens of them taken as computed before."""
+    def prepare(self, phase: str, ground: str, batch: int, seq: int, context: int) -> Run:
+        """[B, S] token ids, and but for training the latents of every layer."""
         from tracer.models import KVCache
 
-        return KVCache(self.config, batch, capacity, device="meta", length=filled)
+        module = self.module(phase)
+        ids = torch.zeros(batch, 1 if phase == DECODE else seq, dtype=torch.long, device="meta")
+        if phase == TRAINING:
+            targets = torch.zeros_like(ids)
+            return Run(
+                lambda: module(ids, None), lambda logits: next_token_loss(logits, targets),
+                no_state, batch, seq, context,
+            )  # fmt: skip
+        # The new token is the last of the `context` keys: the cache holds the others.
+        capacity, filled = (context, context - 1) if phase == DECODE else (seq, 0)
+        cache = KVCache(self.config, batch, capacity, device="meta", length=filled)
+        return Run(
+            lambda: module(ids, cache), lambda out: out.sum(), cache.latents.values,
+            batch, seq, context,
+        )  # fmt: skip
 
-    def cache_tensors(self, cache: Any) -> Iterable[Tensor]:
-        """One latent tensor a layer."""
-        tensors: Iterable[Tensor] = cache.latents.values()
-        return tensors
-
-    def logits(self, phase: str, ids: Tensor, cache: Any) -> Tensor:
-        """[B, S] token ids to [B, S, V] logits of every position."""
-        out: Tensor = self.module(phase)(ids, cache)
-        return out
+    def adapt(self, error: Exception) -> bool:
+        """Nothing to change: it runs."""
+        return False

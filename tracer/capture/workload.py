@@ -1,20 +1,28 @@
-"""The three workloads: one training step, one prefill, one decode step, recorded on meta."""
+"""The workloads: a training step, a prefill, a decode step, a plain forward, recorded without data.
+
+Each is tried on meta tensors first; where a model asks for data that they do not have, on the next
+ground that can answer (see `grounds.py`), and the trace's header says so.
+"""
 
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError
+from .adamw import MasterAdamW
 from .capture import Capture
-from .program import DECODE, PREFILL, TRAINING, WORKLOADS, Program
+from .grounds import NotTried, asks_for_data, on
+from .program import DECODE, TRAINING, WORKLOADS, Program, Run
 from .records import Trace
 
 OPTIMIZERS = ("adamw", "none")
+_LOOP = 256  # ops in one call of one module, at least, that are taken for a loop over tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +31,13 @@ class Workload:
 
     Attributes:
         phase: "training" (forward, backward, optimizer step on `batch` × `seq` tokens), "prefill"
-            (forward of `batch` × `seq` tokens into an empty cache, logits at every position) or
+            (forward of `batch` × `seq` tokens into an empty cache, logits at every position),
             "decode" (one new token for each of `batch` sequences, attending `context` keys, its
-            own included).
-        batch: sequences.
-        seq: tokens a sequence in training and prefill.
+            own included) or "forward" (inference of an encoder, a vision or audio model, or a
+            module of one's own).
+        batch: sequences, images or clips.
+        seq: tokens a sequence in training, prefill and forward; of an encoder-decoder's decode,
+            those of the encoder.
         context: keys that a decoded token attends.
         optimizer: of training: "adamw" (FP32 master weights and moments) or "none".
     """
@@ -53,11 +63,17 @@ class Workload:
         """Tokens that one step processes."""
         return self.batch * (1 if self.phase == DECODE else self.seq)
 
+    def as_run(self, trace: Trace) -> Workload:
+        """With the sizes that `trace` really has: an image is one token, real tensors are few."""
+        return replace(self, **{name: trace.header[name] for name in ("batch", "seq", "context")})
+
 
 def record(
     program: Program, workload: Workload, *, attention: str = "fused", fold: bool = True
 ) -> Trace:
     """Run `workload` once without data and return its trace.
+
+    Its header holds the model, the phase, the sizes in force, the ground it ran on, and `notes`.
 
     Raises:
         UserError: the program has no such phase (names those it has), or the model's code raised
@@ -68,88 +84,80 @@ def record(
             f"{program.name} cannot run phase {workload.phase!r}: "
             f"it has {', '.join(program.phases)}"
         )
-    run = {TRAINING: _training, PREFILL: _prefill, DECODE: _decode}[workload.phase]
-    try:
-        trace = run(program, workload, attention, fold)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        raise UserError(_model_failed(program, workload, error)) from error
-    trace.header |= {
-        "model": program.name,
-        "phase": workload.phase,
-        "batch": workload.batch,
-        "seq": workload.seq,
-        "context": workload.context,
-    }
-    return trace
+    while True:
+        try:
+            return _climb(program, workload, attention, fold)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            if not program.adapt(error):
+                raise UserError(_model_failed(program, workload, error)) from error
 
 
-def _model_failed(program: Program, workload: Workload, error: Exception) -> str:
-    """One line: what ran, what was raised, and the last line of the model's own code."""
-    own = Path(__file__).parent.parent
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if "/torch/" not in frame.filename and own not in Path(frame.filename).parents:
-            place = f" at {frame.filename}:{frame.lineno}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return (
-        f"{program.name}: {workload.phase} with batch {workload.batch}, seq {workload.seq}, "
-        f"context {workload.context} fails on the meta device{place}: "
-        f"{type(error).__name__}: {reason}"
-    )
+def _climb(program: Program, workload: Workload, attention: str, fold: bool) -> Trace:
+    """The trace on the first ground that serves.
+
+    Raises:
+        Exception: the model's own error, or, if all that failed was to have data, the first one.
+    """
+    first: Exception | None = None
+    for ground in program.grounds:
+        try:
+            with on(ground) as assumed:
+                trace, run = _record(program, workload, ground, attention, fold)
+        except UserError:
+            raise
+        except NotTried:
+            continue
+        except Exception as error:
+            if not asks_for_data(error):
+                raise
+            first = first or error
+            continue
+        trace.header |= {
+            "model": program.name,
+            "phase": workload.phase,
+            "batch": run.batch,
+            "seq": run.seq,
+            "context": run.context,
+            "ground": ground,
+            "notes": [*program.cures, *assumed, *run.notes, *_loops(trace, run)],
+        }
+        return trace
+    assert first is not None
+    raise first
 
 
-def _ids(program: Program, batch: int, tokens: int) -> Tensor:
-    return torch.zeros(batch, tokens, dtype=torch.long, device="meta")
-
-
-def _prefill(program: Program, work: Workload, attention: str, fold: bool) -> Trace:
-    model = program.module(PREFILL).eval()
-    ids = _ids(program, work.batch, work.seq)
-    cache = program.new_cache(PREFILL, work.batch, work.seq, 0)
-    return _forward(program, model, PREFILL, ids, cache, attention, fold)
-
-
-def _decode(program: Program, work: Workload, attention: str, fold: bool) -> Trace:
-    model = program.module(DECODE).eval()
-    ids = _ids(program, work.batch, 1)
-    # The new token is the last of the `context` keys: the cache holds the others.
-    cache = program.new_cache(DECODE, work.batch, work.context, work.context - 1)
-    return _forward(program, model, DECODE, ids, cache, attention, fold)
-
-
-def _forward(
-    program: Program, model: nn.Module, phase: str, ids: Tensor, cache: object, attention: str,
-    fold: bool,
-) -> Trace:  # fmt: skip
+def _record(
+    program: Program, work: Workload, ground: str, attention: str, fold: bool
+) -> tuple[Trace, Run]:
+    model = program.module(work.phase, ground)
+    run = program.prepare(work.phase, ground, work.batch, work.seq, work.context)
     layers = program.layers if fold else 0
-    with torch.no_grad(), Capture(model, attention=attention, fold=layers) as capture:
-        capture.mark("kv", program.cache_tensors(cache))
-        logits = program.logits(phase, ids, cache)
-        capture.mark("kv", program.cache_tensors(cache))  # caches that grow hold new tensors now
-        del logits
-    return capture.trace
+    if work.phase == TRAINING:
+        return _training(model, run, work.optimizer, attention, layers), run
+    with torch.no_grad(), Capture(model.eval(), attention=attention, fold=layers) as capture:
+        capture.mark("kv", run.state())
+        output = run.forward()
+        capture.mark("kv", run.state())  # caches that grow hold new tensors now
+        del output
+    return capture.trace, run
 
 
-def _training(program: Program, work: Workload, attention: str, fold: bool) -> Trace:
-    model = program.module(TRAINING).train()
-    ids = _ids(program, work.batch, work.seq)
-    targets = _ids(program, work.batch, work.seq)
-    step = _MasterAdamW(model) if work.optimizer == "adamw" else None
+def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers: int) -> Trace:
+    model.train()
     try:
-        layers = program.layers if fold else 0
         with Capture(model, attention=attention, fold=layers) as capture:
-            logits = program.logits(TRAINING, ids, None)
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), targets.flatten()
-            )
-            del logits
+            output = run.forward()
+            loss = run.loss(output)
+            del output
             torch.autograd.backward(loss)
             del loss
             capture.unfold()
             with capture.paused():
-                _fill_gradients(model)
+                if layers:
+                    _fill_gradients(model)
+                step = MasterAdamW(model) if optimizer == "adamw" else None
             if step is not None:
                 capture.mark("optimizer", step.tensors())
                 with capture.optimizer_step():
@@ -167,43 +175,29 @@ def _fill_gradients(model: nn.Module) -> None:
             parameter.grad = torch.empty_like(parameter)
 
 
-class _MasterAdamW:
-    """AdamW as mixed-precision training runs it: FP32 master weights and moments.
+def _loops(trace: Trace, run: Run) -> list[str]:
+    """A note on modules that walk the tokens one by one, as recurrences without a kernel do."""
+    calls = Counter(op.call for op in trace.ops)
+    tokens = max(run.seq, _LOOP)
+    kinds = sorted({trace.calls[c].kind for c, n in calls.items() if c and n >= tokens})
+    if not kinds:
+        return []
+    return [
+        f"{', '.join(kinds)}: a recurrence written as a loop over the tokens, one launch an op; "
+        "a GPU with a kernel for it runs one launch a layer"
+    ]
 
-    Gradients are widened, torch's own AdamW (its foreach form, which has meta kernels) updates the
-    masters, and the model gets its rounded copy back. States exist before the recorded step, as in
-    every step but the first.
-    """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.masters = [torch.empty_like(p, dtype=torch.float32) for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.masters, foreach=True)
-        for master in self.masters:
-            self.optimizer.state[master] = {
-                "step": torch.tensor(1.0),
-                "exp_avg": torch.empty_like(master),
-                "exp_avg_sq": torch.empty_like(master),
-            }
-
-    def tensors(self) -> list[Tensor]:
-        """Masters and both moments. The widened gradients live only during the step."""
-        states = [
-            value
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        return [*self.masters, *states]
-
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
-        with torch.no_grad():
-            widened = [torch.empty_like(master) for master in self.masters]
-            torch._foreach_copy_(widened, [p.grad for p in self.parameters if p.grad is not None])
-            for master, gradient in zip(self.masters, widened, strict=True):
-                master.grad = gradient
-            del gradient, widened
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            torch._foreach_copy_(self.parameters, self.masters)
+def _model_failed(program: Program, workload: Workload, error: Exception) -> str:
+    """One line: what ran, what was raised, and the last line of the model's own code."""
+    own = Path(__file__).parent.parent
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "/torch/" not in frame.filename and own not in Path(frame.filename).parents:
+            place = f" at {frame.filename}:{frame.lineno}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return (
+        f"{program.name}: {workload.phase} with batch {workload.batch}, seq {workload.seq}, "
+        f"context {workload.context} fails on the meta device{place}: "
+        f"{type(error).__name__}: {reason}"
+    )

@@ -31,12 +31,20 @@ class Node(NamedTuple):
     traffic: Traffic
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     elements: int
     phase: str
     members: list[int] = field(default_factory=list)
     open: bool = True
+    merged: _Group | None = None  # the kernel that took this one in
+
+    def find(self) -> _Group:
+        """The kernel that this one is part of by now."""
+        group = self
+        while group.merged is not None:
+            group = group.merged
+        return group
 
 
 class _Value(NamedTuple):
@@ -65,70 +73,68 @@ def _group(nodes: Sequence[Node | None]) -> list[_Group]:
     groups: list[_Group] = []
     home: dict[int, _Group] = {}  # storage -> kernel that wrote its current value
     barred: set[int] = set()  # storages whose value is complete only when the kernel is
+    reading: dict[int, list[_Group]] = {}  # storage -> kernels that read its current value
     for index, node in enumerate(nodes):
         if node is None:
             continue
         sources = {m.storage for m in node.traffic.reads}
         targets = {m.storage for m in node.traffic.writes}
-        group: _Group | None = None
         fusible = node.kind in FUSIBLE or node.kind == REDUCTION
-        if fusible:
-            group = _join(node, sources | targets, home, barred, groups)
+        group = _join(node, sources | targets, home, barred) if fusible else None
         for storage in sources | targets:
             producer = home.get(storage)
-            if producer is not None and producer is not group:
-                producer.open = False
+            if producer is not None and producer.find() is not group:
+                producer.find().open = False
+        for storage in targets:  # who still wants the old value must run before it is gone
+            for reader in reading.pop(storage, ()):
+                if reader.find() is not group:
+                    reader.find().open = False
         if group is None:
             group = _Group(node.elements, node.phase, open=fusible)
             groups.append(group)
         group.members.append(index)
         group.elements = max(group.elements, node.elements)
+        for storage in sources:
+            reading.setdefault(storage, []).append(group)
         for storage in targets:
             home[storage] = group
             if node.kind == REDUCTION:
                 barred.add(storage)
             else:
                 barred.discard(storage)
-    return groups
+    kernels = [group for group in groups if group.merged is None]
+    for group in kernels:
+        group.members.sort()
+    return kernels
 
 
 def _join(
-    node: Node,
-    touched: set[int],
-    home: dict[int, _Group],
-    barred: set[int],
-    groups: list[_Group],
+    node: Node, touched: set[int], home: dict[int, _Group], barred: set[int]
 ) -> _Group | None:
     """The open kernel that `node` can run in; several are merged into one."""
     found: list[_Group] = []
     for storage in sorted(touched):
-        group = home.get(storage)
+        if storage not in home:
+            continue
+        group = home[storage].find()
         if (
-            group is not None
-            and group.open
-            and storage not in barred
+            group.open
             and group.phase == node.phase
             and _nested(group.elements, node.elements)
-            and all(group is not other for other in found)
+            and group not in found
         ):
             found.append(group)
-    if not found:
-        return None
-    # A kernel that a barred value links to this op has to end before it.
-    blocked = {id(home[s]) for s in touched if s in barred and s in home}
+    # A kernel that links to this op by a value which is complete only at its end has to end first.
+    blocked = {id(home[s].find()) for s in touched if s in barred and s in home}
     found = [group for group in found if id(group) not in blocked]
     if not found:
         return None
     first, *others = found
     for other in others:
-        if not _nested(first.elements, other.elements):
-            continue
-        first.members = sorted(first.members + other.members)
-        first.elements = max(first.elements, other.elements)
-        groups[:] = [group for group in groups if group is not other]
-        for storage, group in home.items():
-            if group is other:
-                home[storage] = first
+        if _nested(first.elements, other.elements):
+            first.members += other.members
+            first.elements = max(first.elements, other.elements)
+            other.merged = first
     return first
 
 

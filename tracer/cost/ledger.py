@@ -31,7 +31,7 @@ PRECISIONS = {
     "float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16",
     "float8_e4m3fn": "fp8", "float8_e5m2": "fp8", "float8_e4m3fnuz": "fp8",
     "float8_e5m2fnuz": "fp8", "float4_e2m1fn_x2": "fp4", "int8": "int8", "uint8": "int8",
-    "complex64": "fp32", "complex128": "fp64",
+    "complex32": "fp16", "complex64": "fp32", "complex128": "fp64",
 }  # fmt: skip
 
 

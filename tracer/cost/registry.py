@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..capture.records import Op
+from ..capture.records import Op, TensorRef
 from ..errors import UserError
 from .conventions import Conventions
 from .work import Work
@@ -41,8 +41,31 @@ class Formula(NamedTuple):
     wants_env: bool
 
     def __call__(self, op: Op, env: Env) -> Work:
-        extra: dict[str, Any] = {"env": env} if self.wants_env else {}
-        return self.function(*op.args, **op.kwargs, out=op.outputs, **extra)
+        # `out=`, `values=` and the like are where results go; a formula gets them all as `out`.
+        results = results_of(op)
+        kwargs = {name: value for name, value in op.kwargs.items() if name not in results}
+        if self.wants_env:
+            kwargs["env"] = env
+        return self.function(*op.args, **kwargs, out=op.outputs)
+
+
+def results_of(op: Op) -> set[str]:
+    """Names of the keyword arguments that the op only writes: `out=`, `values=`, `grad_input=`."""
+    if not op.mutates or not op.kwargs:
+        return set()
+    return {
+        name
+        for name, value in op.kwargs.items()
+        if any(ref.storage in op.mutates for ref in _tensors((value,)))
+    }
+
+
+def _tensors(tree: Any) -> Iterator[TensorRef]:
+    for item in tree:
+        if type(item) is TensorRef:
+            yield item
+        elif type(item) is tuple:
+            yield from _tensors(item)
 
 
 class Registry:
@@ -92,6 +115,10 @@ class Registry:
             yield
         finally:
             self._formulas = before
+
+    def items(self) -> Iterator[tuple[str, Formula]]:
+        """Names as `namespace.op`, in the order in which they were registered."""
+        yield from self._formulas.items()
 
     def __len__(self) -> int:
         return len(self._formulas)

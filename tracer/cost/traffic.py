@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..capture.records import Op, TensorRef
-from .registry import Formula
+from .registry import Formula, results_of
 from .work import FREE, Work
 
 
@@ -72,12 +72,13 @@ def _reads(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
     exceptions = work.read or {}
     if exceptions.get("*") == 0:
         return
+    results = results_of(op)
     read: dict[int, list[TensorRef]] = {}
     for name, ref in _arguments(op, names):
         if name in exceptions:
             if exceptions[name]:
                 yield Moved(ref.storage, exceptions[name])
-        elif name != "out":
+        elif name not in results:
             before = read.setdefault(ref.storage, [])
             if not any(_covers(other, ref) for other in before):
                 before.append(ref)

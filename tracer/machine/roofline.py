@@ -1,14 +1,15 @@
-"""Seconds of every kernel on one chip: `launch + max(compute, memory)`, summed on one stream.
+"""Seconds of every kernel on one chip, summed on one stream.
 
-`max` over summed totals is the ideal bound, in which everything overlaps with everything. It is
-kept beside the sum and never shown as the estimate. Peaks are the datasheet's unless an efficiency
-is given.
+Two models. "kernels" takes each kernel's time from the formula of its family (`kernels`), whose
+constants are measured. "roofline" is `launch + max(compute, memory)` at the datasheet's peaks, or
+at a share of them that is given. `max` over summed totals is the ideal bound, in which everything
+overlaps with everything: it is kept beside the sum and never shown as the estimate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from tracer.hardware import Chip, ChipError
@@ -16,8 +17,18 @@ from tracer.hardware import Chip, ChipError
 from ..cost import Kernel, Ledger
 from ..cost.work import Cost
 from ..errors import UserError
+from .calibration import Calibration, calibration_of
+from .model import Conditions, Plan, evaluate, plan_of
+from .uncertainty import Driver, drivers, interval
 
 COMPUTE, MEMORY, NETWORK, LATENCY = "compute", "memory", "network", "latency"
+KERNELS, ROOFLINE = "kernels", "roofline"
+
+_CHOICES = {
+    "model": (KERNELS, ROOFLINE),
+    "fp32_matmul": ("fp32", "tf32"),
+    "attention": ("best", "portable"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,43 +36,89 @@ class Timing:
     """What is assumed of every chip, each a named input.
 
     Attributes:
-        launch: seconds between kernels that nothing overlaps. The default is the floor of a GEMM
+        model: "kernels" (a formula a family, with measured constants) or "roofline".
+        launch: in the roofline, seconds between kernels that nothing overlaps. The default is the floor of a GEMM
             node in a CUDA graph on Hopper (2.6 µs for 128×128×128 BF16 on an H200); eager mode adds
             4 to 10 µs a kernel on the host.
-        matmul_efficiency: share of the matrix peak that kernels reach; 1 is the datasheet.
-        memory_efficiency: share of the memory bandwidth that kernels reach; 1 is the datasheet.
+        matmul_efficiency: share of the matrix peak that is there; 1 is the datasheet. In the
+            kernel model it comes on top of what kernels reach.
+        memory_efficiency: the same of the memory bandwidth.
         fp32_matmul: "fp32" runs FP32 products at the FP32 rate, "tf32" on the tensor cores.
+        host: seconds of the CPU a kernel in eager mode (4e-6 to 10e-6 for torch); the step is the
+            larger of host and device time. 0 is a CUDA graph.
+        clock: share of the datasheet's clock that is sustained.
+        reserved_sms: SMs that communication kernels keep from all others.
+        attention: "best" kernels for the chip, or "portable" ones in an older generation's
+            instructions (FlashAttention-2, torch's own flash op, on Hopper).
     """
+
+    model: str = "kernels"
 
     launch: float = 2.6e-6
     matmul_efficiency: float = 1.0
     memory_efficiency: float = 1.0
     fp32_matmul: str = "fp32"
+    host: float = 0.0
+    clock: float = 1.0
+    reserved_sms: float = 0.0
+    attention: str = "best"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.launch < 1:
-            raise UserError(f"launch={self.launch}: give seconds between 0 and 1, such as 2.6e-6")
-        for name in ("matmul_efficiency", "memory_efficiency"):
+        for name in ("launch", "host"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise UserError(f"{name}={value}: give seconds between 0 and 1, such as 2.6e-6")
+        for name in ("matmul_efficiency", "memory_efficiency", "clock"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)}: give a share in (0, 1]")
-        if self.fp32_matmul not in ("fp32", "tf32"):
-            raise UserError(f"fp32_matmul={self.fp32_matmul!r}: choose 'fp32' or 'tf32'")
+        if self.reserved_sms < 0:
+            raise UserError(f"reserved_sms={self.reserved_sms}: give at least 0")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                text = " or ".join(repr(choice) for choice in choices)
+                raise UserError(f"{name}={getattr(self, name)!r}: choose {text}")
 
     def notes(self) -> list[str]:
-        """One line that says what the seconds assume."""
-        peaks = (
-            "datasheet peaks"
-            if self.matmul_efficiency == self.memory_efficiency == 1
-            else f"{self.matmul_efficiency:.0%} of the matrix peak and "
-            f"{self.memory_efficiency:.0%} of the bandwidth"
-        )
-        lines = [
-            f"seconds: sum over kernels of {self.launch * 1e6:g} us launch + max(compute, memory), "
-            f"at {peaks}, one stream"
-        ]
+        """What the seconds assume, a line each."""
+        if self.model == KERNELS:
+            lines = ["seconds: sum over kernels of measured formulas by family, one stream"]
+            if self.matmul_efficiency != 1 or self.memory_efficiency != 1:
+                lines.append(f"on top of what kernels reach: {self._efficiencies()}")
+        else:
+            peaks = "datasheet peaks"
+            if self.matmul_efficiency != 1 or self.memory_efficiency != 1:
+                peaks = self._efficiencies()
+            lines = [
+                f"seconds: sum over kernels of {self.launch * 1e6:g} us launch + max(compute, "
+                f"memory), at {peaks}, one stream"
+            ]
         if self.fp32_matmul == "tf32":
             lines.append("FP32 products run at the TF32 rate")
+        if self.host:
+            lines.append(
+                f"eager: {self.host * 1e6:g} us of host time a kernel; the step is the larger of "
+                "host and device time"
+            )
+        if self.clock != 1:
+            lines.append(f"clock sustained at {self.clock:.0%} of the datasheet's")
+        if self.reserved_sms:
+            lines.append(f"{self.reserved_sms:g} SMs reserved for communication")
+        if self.attention == "portable":
+            lines.append("attention kernels in an older generation's instructions")
         return lines
+
+    def _efficiencies(self) -> str:
+        return (
+            f"{self.matmul_efficiency:.0%} of the matrix peak and "
+            f"{self.memory_efficiency:.0%} of the bandwidth"
+        )
+
+    def conditions(self) -> Conditions:
+        """The part of it that the kernel model takes."""
+        return Conditions(
+            self.clock, self.reserved_sms, self.matmul_efficiency, self.memory_efficiency,
+            self.attention == "portable", self.fp32_matmul,
+        )  # fmt: skip
 
     @classmethod
     def names(cls) -> list[str]:
@@ -70,13 +127,21 @@ class Timing:
 
 
 class KernelTime(NamedTuple):
-    """Seconds of one kernel, all its launches together."""
+    """Seconds of one kernel, all its launches together.
+
+    `matrix`, `vector` and `memory` are those of the datasheet (or the shares of it that are given).
+    `seconds` is the kernel model's estimate, and `busy` and `traffic` the compute and memory time
+    within it; all three are None in the roofline.
+    """
 
     kernel: Kernel
     matrix: float
     vector: float
     memory: float
     launch: float
+    seconds: float | None = None
+    busy: float | None = None
+    traffic: float | None = None
 
     @property
     def compute(self) -> float:
@@ -85,7 +150,9 @@ class KernelTime(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Launch + max(compute, memory)."""
+        """The estimate: the kernel model's, or launch + max(compute, memory)."""
+        if self.seconds is not None:
+            return self.seconds
         return self.launch + max(self.compute, self.memory)
 
     def seconds_of(self, part: int) -> float:
@@ -96,11 +163,17 @@ class KernelTime(NamedTuple):
         return share * self.total
 
     @property
+    def works(self) -> str:
+        """What the kernel waits for once it has started: compute or memory."""
+        compute, memory = self.compute, self.memory
+        if self.busy is not None and self.traffic is not None:
+            compute, memory = self.busy, self.traffic
+        return COMPUTE if compute >= memory else MEMORY
+
+    @property
     def bound(self) -> str:
         """What the kernel waits for."""
-        if self.launch > max(self.compute, self.memory):
-            return LATENCY
-        return COMPUTE if self.compute >= self.memory else MEMORY
+        return LATENCY if self.launch > self.total - self.launch else self.works
 
 
 @dataclass(frozen=True)
@@ -112,6 +185,8 @@ class Times:
     timing: Timing
     kernels: tuple[KernelTime, ...]
     network: float = 0.0  # seconds of collectives; a single chip has none
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     @property
     def compute(self) -> float:
@@ -124,9 +199,19 @@ class Times:
         return sum(k.memory for k in self.kernels)
 
     @property
+    def device(self) -> float:
+        """Seconds that the chip is busy: the sum over kernels."""
+        return sum(k.total for k in self.kernels)
+
+    @property
+    def host(self) -> float:
+        """Seconds that the CPU takes to launch all kernels one by one; 0 in a CUDA graph."""
+        return self.timing.host * self.launches
+
+    @property
     def step(self) -> float:
-        """The estimate: the sum over kernels, and the network."""
-        return sum(k.total for k in self.kernels) + self.network
+        """The estimate: the larger of device and host time, and the network."""
+        return max(self.device, self.host) + self.network
 
     @property
     def bound(self) -> float:
@@ -136,12 +221,14 @@ class Times:
     def shares(self) -> dict[str, float]:
         """Share of the step that waits for each resource.
 
-        A kernel's launch gap counts as latency, the rest as whatever bounds it.
+        A kernel's launch gap counts as latency, the rest as whatever bounds it; so does the time
+        that the chip waits for the host.
         """
         seconds = dict.fromkeys((COMPUTE, MEMORY, NETWORK, LATENCY), 0.0)
         for k in self.kernels:
             seconds[LATENCY] += k.launch
-            seconds[COMPUTE if k.compute >= k.memory else MEMORY] += k.total - k.launch
+            seconds[k.works] += k.total - k.launch
+        seconds[LATENCY] += max(self.host - self.device, 0.0)
         seconds[NETWORK] += self.network
         whole = sum(seconds.values())
         return {name: value / whole if whole else 0.0 for name, value in seconds.items()}
@@ -177,6 +264,22 @@ class Times:
             return f"{self.launches:,} launches"
         return "collectives"
 
+    def interval(self) -> tuple[float, float] | None:
+        """P10 and P90 of the step; None in the roofline, which knows no spread."""
+        if self.plan is None or self.calibration is None:
+            return None
+        return interval(self.tornado(), self.step)
+
+    def tornado(self) -> list[Driver]:
+        """What drives the interval, largest swing first; empty in the roofline."""
+        if self.plan is None or self.calibration is None:
+            return []
+        return drivers(self.plan, self.calibration, self.step - self.device)
+
+    def notes(self) -> list[str]:
+        """What the seconds of this chip rest on: whose measurements, and how sure."""
+        return [] if self.calibration is None else [self.calibration.note()]
+
     @property
     def launches(self) -> int:
         """Kernels launched, all layers counted."""
@@ -211,6 +314,7 @@ def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Tim
     # Elementwise kernels compute in FP32 whatever they load; a chip that publishes no vector rate
     # is taken to be limited by its memory there.
     vector_rate = chip.vector.get("fp32") or max(chip.vector.values(), default=float("inf"))
+    vector_rate *= timing.clock
     bandwidth = chip.memory_bandwidth * timing.memory_efficiency
     kernels = []
     for kernel in ledger.kernels:
@@ -218,13 +322,25 @@ def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Tim
         kernels.append(
             KernelTime(
                 kernel,
-                matrix_seconds(cost, rates),
+                matrix_seconds(cost, rates) / timing.clock,
                 cost.vector_flops / vector_rate,
                 cost.total_bytes / bandwidth,
                 timing.launch * kernel.launches,
             )
         )
-    return Times(ledger, chip, timing, tuple(kernels))
+    if timing.model == ROOFLINE:
+        return Times(ledger, chip, timing, tuple(kernels))
+    calibration = calibration_of(chip)
+    floor = [max(k.compute, k.memory) / max(k.kernel.launches, 1) for k in kernels]
+    plan = plan_of(ledger, floor, timing.conditions())
+    columns = [column * plan.launches for column in evaluate(plan, calibration)]
+    timed = [
+        k._replace(seconds=seconds, busy=busy, traffic=traffic, launch=launch)
+        for k, seconds, busy, traffic, launch in zip(
+            kernels, *(column.tolist() for column in columns), strict=True
+        )
+    ]
+    return Times(ledger, chip, timing, tuple(timed), plan=plan, calibration=calibration)
 
 
 def matrix_seconds(cost: Cost, rates: dict[str, float]) -> float:

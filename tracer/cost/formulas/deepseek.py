@@ -5,19 +5,20 @@ from __future__ import annotations
 from ...capture.records import TensorRef
 from ..registry import Env, cost
 from ..work import GROUPED_GEMM, Work
-from .grouped import expert_product, experts_read, grouped_mm
-
-Out = tuple[TensorRef, ...]
+from .common import Out
+from .grouped import expert_product, experts_read, grouped_product
 
 _TILE = 128  # a scale serves so many elements of K: one vector multiply-add a tile and output
 
 
 @cost("deepseek::grouped_mm")
 def half_precision(x: TensorRef, w: TensorRef, offs: TensorRef, *, out: Out, env: Env) -> Work:
-    """`_grouped_mm` for FP16 and FP32."""
-    work = grouped_mm(x, w, out=out, env=env)
-    read = {"w": work.read["mat2"]} if work.read else None
-    return work._replace(read=read)
+    """`_grouped_mm` for FP16 and FP32.
+
+    Bytes: of the weights, the distinct experts hit.
+    Estimated: routing decides which experts are read.
+    """
+    return grouped_product(x, w, out[0], env, "x", "w")
 
 
 @cost("deepseek::grouped_mm_fp8_block")
@@ -25,7 +26,11 @@ def fp8_block(
     x_fp8: TensorRef, x_scale: TensorRef, w_fp8: TensorRef, w_scale: TensorRef, offs: TensorRef,
     *, out: Out, env: Env,
 ) -> Work:  # fmt: skip
-    """Rows [R, K] times their expert of [E, N, K]; scales of the hit experts come along."""
+    """Rows [R, K] times their expert of [E, N, K]; a vector multiply-add a block of 128 of K.
+
+    Bytes: of the weights and their scales, the distinct experts hit.
+    Estimated: routing decides which experts are read.
+    """
     rows, k = x_fp8.shape
     work = expert_product(x_fp8, out[0], w_fp8, env, "w_fp8")
     hit = experts_read(rows, w_fp8, env) / w_fp8.shape[0]
@@ -38,7 +43,10 @@ def fp8_wgrad(
     dy_fp8: TensorRef, dy_scale: TensorRef, x_fp8: TensorRef, x_scale: TensorRef, offs: TensorRef,
     *, out: Out,
 ) -> Work:  # fmt: skip
-    """[N, R] times [R, K], each row for one expert; every expert's gradient is written."""
+    """[N, R] times [R, K], each row for one expert; a vector multiply-add a block of 128 rows.
+
+    Bytes: every expert's gradient is written.
+    """
     n, rows = dy_fp8.shape
     k = x_fp8.shape[0]
-    return Work(2 * rows * n * k, kind=GROUPED_GEMM)
+    return Work(2 * rows * n * k, vector=2 * n * k * -(-rows // _TILE), kind=GROUPED_GEMM)

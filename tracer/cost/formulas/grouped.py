@@ -1,4 +1,8 @@
-"""Grouped matmuls: many experts in one kernel, reading only the experts that got tokens."""
+"""Grouped matmuls: many experts in one kernel, reading only the experts that got tokens.
+
+Four layouts, told apart by ranks. Which experts were hit is data: the number of distinct ones
+follows the routing convention, with the top-k that the dataflow shows.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,82 @@ from ...capture.records import TensorRef
 from ..conventions import distinct_experts
 from ..registry import Env, cost
 from ..work import ESTIMATED, GROUPED_GEMM, Work
+from .common import Out, given, multiply_add
+from .scaled import packed, scale_steps
 
-Out = tuple[TensorRef, ...]
 
+@cost("aten::_grouped_mm")
+def grouped_mm(
+    self: TensorRef, mat2: TensorRef, offs: TensorRef | None = None, bias: TensorRef | None = None,
+    out_dtype: Any = None, *, out: Out, env: Env,
+) -> Work:  # fmt: skip
+    """2 FLOPs for every row and every weight of its expert.
 
-@cost("aten::_grouped_mm", "aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2")
-def grouped_mm(self: TensorRef, mat2: TensorRef, *_: Any, out: Out, env: Env, **__: Any) -> Work:
-    """Rows of `self` [R, K] times the expert they belong to, `mat2` [E, K, N].
+    Rows [R, K] @ experts [E, K, N], experts [E, M, K] @ columns [K, R], a batch [E, M, K] @
+    [E, K, N], or weight gradients [M, R] @ [R, N] -> [E, M, N], every row once.
 
-    The other layouts: [E, M, K] @ [E, K, N] is a batched product, [K, R] @ [R, N] with offsets over
-    R (a weight gradient) yields [E, K, N] and does 2·R·K·N, every row once.
+    Bytes: of the weights, the distinct experts hit: E(1-(1-k/E)^T) under uniform routing.
+    Estimated: routing decides which experts are read.
     """
-    rows_by_experts = len(self.shape) == 2 and len(mat2.shape) == 3
-    if len(self.shape) == 3 and len(mat2.shape) == 3:
-        return Work(2 * out[0].numel * self.shape[-1], kind=GROUPED_GEMM)
-    if len(self.shape) == 2 and len(mat2.shape) == 2:
-        return Work(2 * self.shape[0] * self.shape[1] * mat2.shape[1], kind=GROUPED_GEMM)
-    if not rows_by_experts:  # [E, M, K] @ [K, R]: every column belongs to one expert
-        return Work(2 * self.shape[1] * self.shape[2] * mat2.shape[1], kind=GROUPED_GEMM)
-    return expert_product(self, out[0], mat2, env, "mat2")
+    work = grouped_product(self, mat2, out[0], env, "self", "mat2")
+    return work._replace(vector=given(bias) * out[0].numel)
+
+
+@cost("aten::_scaled_grouped_mm")
+def scaled_grouped_mm(
+    self: TensorRef, mat2: TensorRef, scale_a: TensorRef, scale_b: TensorRef,
+    offs: TensorRef | None = None, bias: TensorRef | None = None,
+    scale_result: TensorRef | None = None, out_dtype: Any = None, use_fast_accum: bool = False,
+    *, out: Out, env: Env,
+) -> Work:  # fmt: skip
+    """`_grouped_mm` of scaled operands, with the scales' vector work of `_scaled_mm`.
+
+    Bytes: of the weights, the distinct experts hit.
+    Estimated: routing decides which experts are read.
+    """
+    return _scaled(self, mat2, scale_a, bias, out[0], env)
+
+
+@cost("aten::_scaled_grouped_mm_v2")
+def scaled_grouped_mm_v2(
+    self: TensorRef, mat2: TensorRef, scale_a: Any, recipe_a: Any, swizzle_a: Any, scale_b: Any,
+    recipe_b: Any, swizzle_b: Any, offs: TensorRef | None = None, bias: TensorRef | None = None,
+    out_dtype: Any = None, contraction_dim: Any = (), use_fast_accum: bool = False,
+    *, out: Out, env: Env,
+) -> Work:  # fmt: skip
+    """`_grouped_mm` of scaled operands, with the scales' vector work of `_scaled_mm`.
+
+    Bytes: of the weights, the distinct experts hit.
+    Estimated: routing decides which experts are read.
+    """
+    return _scaled(self, mat2, scale_a[0], bias, out[0], env)
+
+
+def _scaled(
+    self: TensorRef, mat2: TensorRef, scale: TensorRef, bias: Any, y: TensorRef, env: Env
+) -> Work:
+    work = grouped_product(self, mat2, y, env, "self", "mat2")
+    rows = self.numel // self.shape[-1] if self.shape[-1] else 0
+    steps = scale_steps(scale, rows) + given(bias)
+    return work._replace(flops=work.flops * packed(self), vector=steps * y.numel)
+
+
+def grouped_product(
+    a: TensorRef, b: TensorRef, y: TensorRef, env: Env, name_a: str, name_b: str
+) -> Work:
+    """The four layouts of a @ b = y; `name_a` and `name_b` are the arguments that hold them."""
+    ranks = (len(a.shape), len(b.shape))
+    if ranks == (2, 3):
+        return expert_product(a, y, b, env, name_b)
+    mac = multiply_add(a)
+    if ranks == (3, 2):  # the mirror image: every column of b belongs to one expert of a
+        _, m, k = a.shape
+        columns = b.shape[1]
+        read = {name_a: round(experts_read(columns, a, env) / a.shape[0] * a.nbytes)}
+        return Work(mac * m * k * columns, kind=GROUPED_GEMM, read=read, confidence=ESTIMATED)
+    if ranks == (3, 3):
+        return Work(mac * y.numel * a.shape[-1], kind=GROUPED_GEMM)
+    return Work(mac * a.shape[0] * a.shape[1] * b.shape[1], kind=GROUPED_GEMM)
 
 
 def expert_product(x: TensorRef, y: TensorRef, experts: TensorRef, env: Env, name: str) -> Work:
@@ -36,7 +97,7 @@ def expert_product(x: TensorRef, y: TensorRef, experts: TensorRef, env: Env, nam
     """
     share = experts_read(x.shape[0], experts, env) / experts.shape[0]
     return Work(
-        2 * y.numel * x.shape[1],
+        multiply_add(x) * y.numel * x.shape[1],
         kind=GROUPED_GEMM,
         read={name: round(share * experts.nbytes)},
         confidence=ESTIMATED,

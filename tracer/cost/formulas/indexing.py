@@ -1,4 +1,4 @@
-"""Gathers and scatters: bytes of the rows that are touched, not of the table they come from."""
+"""Gathers: bytes of the rows that are touched, not of the table they come from."""
 
 from __future__ import annotations
 
@@ -6,121 +6,109 @@ from typing import Any
 
 from ...capture.records import TensorRef
 from ..registry import cost
-from ..work import ESTIMATED, GATHER, Work
-
-Out = tuple[TensorRef, ...]
-
-
-@cost("aten::embedding")
-def embedding(
-    weight: TensorRef, indices: TensorRef, padding_idx: int = -1, scale_grad_by_freq: bool = False,
-    sparse: bool = False, *, out: Out,
-) -> Work:  # fmt: skip
-    """A row of the table for every index, at most the whole table."""
-    return Work(kind=GATHER, read={"weight": min(_bytes_like(out[0], weight), weight.nbytes)})
+from ..work import COPY, ESTIMATED, GATHER, Work
+from .common import Out, bytes_like
 
 
-@cost("aten::embedding_dense_backward")
-def embedding_dense_backward(
-    grad_output: TensorRef, indices: TensorRef, num_weights: Any, padding_idx: Any,
-    scale_grad_by_freq: Any, *, out: Out,
-) -> Work:  # fmt: skip
-    """The whole table's gradient is written, zeros first; rows with tokens are added to."""
-    touched = min(grad_output.nbytes, out[0].nbytes)
-    return Work(
-        vector=grad_output.numel, kind=GATHER, write={0: out[0].nbytes + touched},
-        confidence=ESTIMATED,
-    )  # fmt: skip
+def _read_like(x: TensorRef, y: TensorRef, name: str = "self") -> dict[str, int]:
+    """One element of `x` for every element of `y`, at most all of it."""
+    return {name: min(bytes_like(y, x), x.nbytes)}
 
 
 @cost("aten::index", "aten::_unsafe_index")
 def index(self: TensorRef, indices: Any, *, out: Out) -> Work:
-    """Advanced indexing reads what it returns."""
-    return Work(kind=GATHER, read={"self": min(_bytes_like(out[0], self), self.nbytes)})
+    """No arithmetic.
+
+    Bytes: one element is read for each that comes out, at most the whole tensor.
+    """
+    return Work(kind=GATHER, read=_read_like(self, out[0]))
 
 
-@cost("aten::gather", "aten::index_select", "aten::take", "aten::take_along_dim")
-def gather(self: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
-    """Reads one element for every one it returns."""
-    return Work(kind=GATHER, read={"self": min(_bytes_like(out[0], self), self.nbytes)})
+@cost("aten::_unsafe_masked_index")
+def masked_index(self: TensorRef, mask: TensorRef, indices: Any, fill: Any, *, out: Out) -> Work:
+    """No arithmetic.
+
+    Bytes: one element is read for each that comes out, at most the whole tensor.
+    """
+    return Work(kind=GATHER, read=_read_like(self, out[0]))
 
 
-@cost("aten::masked_select", "aten::nonzero")
-def select(self: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
-    """Data decide how much comes out; the trace's own size is taken."""
+@cost("aten::gather", "aten::index_select")
+def gather(
+    self: TensorRef, dim: int, index: TensorRef, sparse_grad: bool = False, *, out: Out
+) -> Work:
+    """No arithmetic.
+
+    Bytes: one element is read for each that comes out, at most the whole tensor.
+    """
+    return Work(kind=GATHER, read=_read_like(self, out[0]))
+
+
+@cost("aten::take")
+def take(self: TensorRef, index: TensorRef, *, out: Out) -> Work:
+    """No arithmetic.
+
+    Bytes: one element is read for each that comes out, at most the whole tensor.
+    """
+    return Work(kind=GATHER, read=_read_like(self, out[0]))
+
+
+@cost("aten::masked_select", "aten::nonzero", "aten::argwhere")
+def select(self: TensorRef, mask: TensorRef | None = None, /, *, out: Out) -> Work:
+    """A test an element.
+
+    Estimated: data decide how much comes out; the size that the trace saw is taken.
+    """
     return Work(vector=self.numel, kind=GATHER, confidence=ESTIMATED)
 
 
-@cost("aten::index_put", "aten::_unsafe_index_put", "aten::index_put_", "aten::_index_put_impl_")
-def index_put(
-    self: TensorRef, indices: Any, values: TensorRef, accumulate: bool = False,
-    unsafe: bool = False, *, out: Out,
-) -> Work:  # fmt: skip
-    """Writes the values' rows; the out-of-place form copies `self` first."""
-    moved = _broadcast_bytes(self, indices, values)
-    return _scatter(self, moved, accumulate, in_place=out[0].storage == self.storage)
+@cost("aten::nonzero_static")
+def nonzero_static(self: TensorRef, *, size: int, fill_value: int = -1, out: Out) -> Work:
+    """A test an element."""
+    return Work(vector=self.numel, kind=GATHER)
 
 
-@cost("aten::scatter", "aten::scatter_", "aten::scatter_add", "aten::scatter_add_",
-      "aten::scatter_reduce", "aten::scatter_reduce_")  # fmt: skip
-def scatter(
-    self: TensorRef, dim: int, index: TensorRef, src: Any = None, *rest: Any, out: Out, **_: Any
-) -> Work:
-    """One element of `self` for every index."""
-    moved = index.numel * self.itemsize
-    source = src if isinstance(src, TensorRef) else None
-    work = _scatter(self, moved, accumulate=True, in_place=out[0].storage == self.storage)
-    if source is not None and work.read is not None:
-        work = work._replace(read={**work.read, "src": index.numel * source.itemsize})
-    return work
+def _register_slice_copy(name: str) -> None:
+    @cost(f"aten::{name}")
+    def slice_copy(self: TensorRef, *rest: Any, out: Out, **_: Any) -> Work:
+        """No arithmetic.
+
+        Bytes: only what is copied is read.
+        """
+        moved = sum(bytes_like(part, self) for part in out)
+        return Work(kind=COPY, read={"self": min(moved, self.nbytes)})
 
 
-@cost("aten::index_add", "aten::index_add_", "aten::index_copy", "aten::index_copy_",
-      "aten::index_reduce", "aten::index_reduce_")  # fmt: skip
-def index_add(
-    self: TensorRef, dim: int, index: TensorRef, source: TensorRef, *rest: Any, out: Out, **_: Any
-) -> Work:
-    """A row of `self` for every row of `source`."""
-    moved = source.numel * self.itemsize
-    return _scatter(self, moved, accumulate=True, in_place=out[0].storage == self.storage)
+for _name in """
+    slice_copy select_copy narrow_copy as_strided_copy unfold_copy diagonal_copy split_copy
+    split_with_sizes_copy unbind_copy
+""".split():
+    _register_slice_copy(_name)
 
 
-@cost("aten::index_fill", "aten::index_fill_", "aten::masked_scatter", "aten::masked_scatter_")
-def index_fill(self: TensorRef, *_: Any, out: Out, **__: Any) -> Work:
-    """Data decide how much is written; the whole tensor is the bound taken."""
-    return Work(kind=GATHER, confidence=ESTIMATED)
+@cost("aten::slice_scatter", "aten::select_scatter", "aten::diagonal_scatter",
+      "aten::as_strided_scatter")  # fmt: skip
+def slice_scatter(self: TensorRef, src: TensorRef, *rest: Any, out: Out, **_: Any) -> Work:
+    """No arithmetic.
+
+    Bytes: of `self`, what `src` does not replace.
+    """
+    return Work(kind=COPY, read={"self": max(0, self.nbytes - bytes_like(src, self))})
 
 
-def _scatter(self: TensorRef, moved: int, accumulate: bool, in_place: bool) -> Work:
-    touched = min(moved, self.nbytes)
-    vector = moved // self.itemsize if accumulate else 0
-    if in_place:
-        return Work(
-            vector=vector,
-            kind=GATHER,
-            read={"self": touched if accumulate else 0},
-            write={0: touched},
-            confidence=ESTIMATED,
-        )
-    read = {"self": self.nbytes + (touched if accumulate else 0)}
-    return Work(
-        vector=vector,
-        kind=GATHER,
-        read=read,
-        write={0: self.nbytes + touched},
-        confidence=ESTIMATED,
-    )
+@cost("aten::constant_pad_nd")
+def constant_pad(self: TensorRef, pad: Any, value: Any = 0, *, out: Out) -> Work:
+    """No arithmetic.
+
+    Bytes: a negative pad crops, and what it cuts off is not read.
+    """
+    return Work(kind=COPY, read={"self": min(self.nbytes, bytes_like(out[0], self))})
 
 
-def _bytes_like(shape_of: TensorRef, dtype_of: TensorRef) -> int:
-    return shape_of.numel * dtype_of.itemsize
+@cost("aten::_jagged_to_padded_dense_forward", "aten::_padded_dense_to_jagged_forward")
+def jagged(self: TensorRef, offsets: Any, /, *rest: Any, out: Out) -> Work:
+    """No arithmetic.
 
-
-def _broadcast_bytes(self: TensorRef, indices: Any, values: TensorRef) -> int:
-    """Bytes that `self[indices] = values` writes: the index shape times the dims left over."""
-    indexed, points = 1, 1
-    for position, index in enumerate(indices):
-        if isinstance(index, TensorRef):
-            indexed *= self.shape[position]
-            points = max(points, index.numel)
-    return (self.numel // max(indexed, 1)) * points * self.itemsize
+    Bytes: at most what comes out is read.
+    """
+    return Work(kind=COPY, read=_read_like(self, out[0]))

@@ -1,0 +1,44 @@
+"""What the survey traces, and the default configs that need a word to be buildable.
+
+A family is a transformers `model_type`. Causal language models are listed by transformers itself;
+the others stand here, by what they read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+OTHERS: dict[str, str] = {
+    "encoder": "bert roberta distilbert albert deberta deberta-v2 electra modernbert mpnet "
+    "xlm-roberta longformer funnel squeezebert mobilebert layoutlm nystromformer fnet convbert "
+    "ernie esm eurobert",
+    "encoder-decoder": "t5 mt5 umt5 bart mbart pegasus marian longt5 led switch_transformers "
+    "m2m_100 blenderbot prophetnet fsmt nllb-moe t5gemma plbart",
+    "vision": "vit deit swin swinv2 convnext convnextv2 resnet dinov2 dinov3_vit beit segformer "
+    "detr conditional_detr deformable_detr rt_detr yolos mask2former maskformer sam efficientnet "
+    "mobilenet_v2 mobilevit regnet cvt pvt levit poolformer dpt vit_mae hiera videomae timesformer "
+    "vivit focalnet glpn ijepa vjepa2 sam2 swin2sr",
+    "audio": "wav2vec2 hubert wavlm whisper audio-spectrogram-transformer speech_to_text "
+    "data2vec-audio unispeech sew encodec wav2vec2-bert wav2vec2-conformer moonshine parakeet_ctc "
+    "dac mimi speecht5 univnet",
+    "multimodal": "clip siglip siglip2 llava llava_next llava_onevision qwen2_vl qwen2_5_vl "
+    "qwen3_vl paligemma gemma3 idefics3 smolvlm internvl mllama blip blip-2 mistral3 aya_vision "
+    "qwen2_audio voxtral align vilt layoutlmv3 clipseg owlvit chinese_clip groupvit pix2struct "
+    "kosmos-2 chameleon florence2",
+    "time series": "patchtst patchtsmixer time_series_transformer informer autoformer timesfm",
+}
+
+# Fields of a default config that its own model class cannot be built or run with, and what real
+# checkpoints of the family have in their place. Keys with a dot are of a sub-config.
+FIELDS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"]},
+    "xmod": {"default_language": "en_XX"},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
+}

@@ -1,0 +1,73 @@
+"""Where a program is run when it is traced: without data, or with as little as it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from .known_values import KnownValues
+
+META = "meta"  # shapes only
+VALUES = "values"  # meta, with the values of integer tensors that need no weights
+FAKE = "fake"  # FakeTensorMode
+REAL = "real"  # CPU tensors, at a reduced size
+GROUNDS = (META, VALUES, FAKE, REAL)
+
+REAL_BATCH, REAL_TOKENS = 1, 64  # the reduced size
+REAL_BYTES = 2 * 10**9  # weights that are worth allocating
+
+_DATA_WORDS = ("meta", "data-dependent", "data dependent", "fake tensor", "faketensor")
+
+
+class NotTried(Exception):
+    """A program leaves this ground out: its weights are too many to allocate."""
+
+
+def device_of(ground: str) -> str:
+    """The device on which modules and inputs are made."""
+    return "meta" if ground in (META, VALUES) else "cpu"
+
+
+@contextlib.contextmanager
+def on(ground: str) -> Iterator[list[str]]:
+    """Run on `ground`; the list that it yields says, afterwards, what was assumed there."""
+    notes: list[str] = []
+    if ground == VALUES:
+        values = KnownValues()
+        with values:
+            yield notes
+        if values.assumed:
+            notes.append(
+                "the model asks in Python which experts its tokens take: routing is taken as "
+                "balanced, every expert the same number of tokens"
+            )
+    elif ground == FAKE:
+        with _fake_mode():
+            yield notes
+        notes.append("traced with fake tensors: the model does not run on meta ones")
+    else:
+        yield notes
+        if ground == REAL:
+            notes.append(
+                f"traced on real CPU tensors: the model needs data; at most {REAL_BATCH} sequence "
+                f"of {REAL_TOKENS} tokens, and kernels that a CPU runs"
+            )
+
+
+@functools.cache
+def _fake_mode() -> Any:
+    """One mode for all runs: a module built under another would be foreign to it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def asks_for_data(error: BaseException) -> bool:
+    """Whether an error says that a tensor without data was asked for its values, or has no kernel.
+
+    Anything else is the model's own error, and no other ground will cure it.
+    """
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, NotImplementedError) or any(word in text for word in _DATA_WORDS)

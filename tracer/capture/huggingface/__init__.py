@@ -1,0 +1,14 @@
+"""Any architecture that transformers ships, as a program.
+
+config.py     a hub id, a folder or a config.json -> config; fewer layers of it
+classes.py    which class to build, and which phases it can run
+attention.py  one fused op behind transformers' attention interface
+masks.py      what a mask lets a query see, without building it
+cache.py      KV caches written in place, as servers' are
+inputs.py     tensors of the right names and sizes, from the config
+program.py    the pieces as one `Program`
+"""
+
+from .program import HuggingFaceProgram
+
+__all__ = ["HuggingFaceProgram"]

@@ -1,0 +1,395 @@
+"""Any Hugging Face architecture as a program, on meta.
+
+transformers builds masks by looking at data, which meta tensors do not have, and repeats K/V to
+all heads when it sees a tracer. Both hide what a GPU runs. So an attention and a mask function of
+our own are registered through transformers' interfaces (see `attention.py` and `masks.py`); models
+with an attention of their own run it as transformers' `sdpa` or `eager` would. Experts run as
+grouped matmuls where transformers offers that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+from ...errors import UserError
+from ..grounds import (
+    GROUNDS,
+    REAL,
+    REAL_BATCH,
+    REAL_BYTES,
+    REAL_TOKENS,
+    NotTried,
+    device_of,
+)
+from ..inputspec import InputSpec
+from ..loss import any_loss, next_token_loss
+from ..program import DECODE, INFERENCE, PREFILL, TRAINING, Run, no_state
+from . import cache as caches
+from . import sizes
+from .attention import NeedsMask, tracer_attention
+from .classes import (
+    cache_name,
+    fitting_config,
+    forward_parameters,
+    is_causal_lm,
+    is_encoder_decoder,
+    model_class,
+    phases_of,
+)
+from .config import first_line, is_uniform, quiet, read_config, with_layers
+from .inputs import make_inputs
+from .masks import tracer_mask
+from .modalities import media_inputs, media_kind
+
+_OURS = "tracer"  # of our attention and mask functions in transformers' registries
+_WARM_TOKENS = 8  # enough for every recurrent state and convolution to exist
+
+
+class HuggingFaceProgram:
+    """A transformers class under the `Program` protocol, built from its config.
+
+    Args:
+        name: for headers.
+        config: a transformers config.
+        dtype: "bf16" (`from_config` ignores a checkpoint's quantisation) or "fp32".
+        remote_code: let transformers run code from the model's repository.
+        inputs: inputs in place of those found from signature and config.
+
+    Raises:
+        UserError: a class that does not build on meta, or another dtype.
+    """
+
+    grounds = GROUNDS
+
+    def __init__(
+        self, name: str, config: Any, dtype: str = "bf16", remote_code: bool = False,
+        inputs: tuple[InputSpec, ...] = (),
+    ) -> None:  # fmt: skip
+        if dtype not in _DTYPES:
+            raise UserError(
+                f"--dtype {dtype}: {name} is not of the bundled DeepSeek family, "
+                "and transformers builds it from its config in bf16 only"
+            )
+        self.name = name
+        self.cures: list[str] = []
+        self.config = fitting_config(config)
+        self.dtype = dtype
+        self._remote_code = remote_code
+        self._given = inputs
+        self._media = True
+        self._own_cache = False
+        self._attention = _OURS
+        self._modules: dict[str, Any] = {}
+        with quiet():
+            model = self._build("meta")
+            self.phases = phases_of(model)
+            text = self.config.get_text_config()
+            one_stack = is_causal_lm(model) and is_uniform(text)
+        self.layers = getattr(text, "num_hidden_layers", 0) if one_stack else 0
+        self.source = f"transformers {type(model).__name__}"
+        towers = "pixel_values" in forward_parameters(model) and not is_causal_lm(model)
+        self.longest = None if towers else sizes.learned_positions(model)
+
+    @classmethod
+    def load(
+        cls, name: str, dtype: str = "bf16", layers: int | None = None, remote_code: bool = False,
+        inputs: tuple[InputSpec, ...] = (),
+    ) -> HuggingFaceProgram:  # fmt: skip
+        """From a hub id, a folder or a file; raises UserError if there is no config to read."""
+        with quiet():
+            config = read_config(name, remote_code)
+            if layers is not None:
+                config = with_layers(config, layers)
+        return cls(name, config, dtype, remote_code, inputs)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the smallest run: prompts with an image need more than its placeholders."""
+        model = self._modules["meta"]
+        return 4096 if PREFILL in self.phases and self._media and media_kind(model) else 16
+
+    # -- the module --------------------------------------------------------------------------------
+
+    def module(self, phase: str, ground: str) -> nn.Module:
+        """One module for all phases, for each device."""
+        built: nn.Module = self._module(ground)
+        return built
+
+    def _module(self, ground: str) -> Any:
+        device = device_of(ground)
+        key = device if ground != "fake" else ground
+        if key not in self._modules:
+            if ground == REAL and self._bytes() > REAL_BYTES:
+                raise NotTried
+            with quiet():
+                self._modules[key] = self._build(device)
+        return self._modules[key]
+
+    def _bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self._modules["meta"].parameters())
+
+    def _build(self, device: str) -> Any:
+        AttentionInterface.register(_OURS, tracer_attention)
+        AttentionMaskInterface.register(_OURS, tracer_mask)
+        failure: Exception | None = None
+        for attention in self._ladder():
+            try:
+                with torch.device(device):
+                    model = self._new(attention)
+            except UserError:
+                raise
+            except Exception as error:  # a class may refuse an implementation in its own way
+                failure = failure or error
+                continue
+            self._attention = attention
+            if getattr(type(model), "_can_set_experts_implementation", lambda: False)():
+                model.set_experts_implementation("grouped_mm")
+            if device == "meta":
+                self._modules["meta"] = model
+            return model
+        assert failure is not None
+        raise UserError(
+            f"{self.name}: transformers cannot build it from its config "
+            f"({type(failure).__name__}: {first_line(failure)})"
+        ) from failure
+
+    def _ladder(self) -> tuple[str, ...]:
+        """Attention implementations to try; a class with attention of its own never asks ours."""
+        ladder = _ATTENTIONS[_ATTENTIONS.index(self._attention) :]
+        if self._remote_code and getattr(self.config, "auto_map", None):
+            return ladder
+        if _OURS in ladder and not model_class(self.config)._can_set_attn_implementation():
+            return ladder[1:]
+        return ladder
+
+    def _new(self, attention: str) -> Any:
+        options = {"attn_implementation": attention, "dtype": _DTYPES[self.dtype]}
+        if self._remote_code and getattr(self.config, "auto_map", None):
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=True, **options)
+        return model_class(self.config)._from_config(self.config, **options)
+
+    # -- a run -------------------------------------------------------------------------------------
+
+    def prepare(self, phase: str, ground: str, batch: int, seq: int, context: int) -> Run:
+        """Inputs and caches of one call; `seq` are tokens, or frames of audio."""
+        if self.longest is not None and (context if phase == DECODE else seq) > self.longest:
+            flag, value = ("--context", context) if phase == DECODE else ("--seq", seq)
+            raise UserError(
+                f"{self.name} has learned positions for {self.longest} tokens: "
+                f"{flag} {value} is too long"
+            )
+        if ground == REAL:
+            batch, seq = min(batch, REAL_BATCH), min(seq, REAL_TOKENS)
+            context = min(context, REAL_TOKENS)
+        model = self._module(ground)
+        model.train(phase == TRAINING)
+        device = device_of(ground)
+        with quiet(), torch.no_grad():
+            if phase == DECODE:
+                prepare = self._decode_encoded if is_encoder_decoder(model) else self._decode
+                return prepare(model, batch, seq, context, device)
+            return self._forward(model, phase, batch, seq, context, device)
+
+    def _forward(
+        self, model: Any, phase: str, batch: int, seq: int, context: int, device: str
+    ) -> Run:
+        inputs = self._inputs(model, phase, batch, seq, device)
+        parameters = forward_parameters(model)
+        cache: Any = None
+        name = cache_name(model)
+        if phase == PREFILL and name is not None and self._in_place(model):
+            cache = caches.in_place_cache(self.config, seq, 0)
+            inputs[name] = cache
+        if "use_cache" in parameters:
+            inputs["use_cache"] = phase == PREFILL
+        holder: list[Any] = [cache]
+
+        def forward() -> Any:
+            with quiet():
+                out = model(**inputs)
+            if cache is None:
+                holder[0] = _cache_of(out)
+            return out
+
+        state = no_state if phase != PREFILL else lambda: caches.tensors_of(holder[0])
+        tokens = _tokens(inputs)
+        return Run(forward, self._loss(model, inputs), state, batch, tokens, context)
+
+    def _decode(self, model: Any, batch: int, seq: int, context: int, device: str) -> Run:
+        """One token after `context - 1`; states that must exist first come from a warm-up call."""
+        name = cache_name(model)
+        ours = self._in_place(model)
+        cache = caches.in_place_cache(self.config, context, 0) if ours else None
+        need = caches.needs_warming(cache) if ours else "full"
+        before = {"": 0, "short": min(_WARM_TOKENS, context - 1), "full": context - 1}[need]
+        notes = []
+        if before:
+            inputs = self._text(model, batch, before, device) | {"use_cache": True}
+            if ours:
+                inputs[str(name)] = cache
+            out = model(**_accepted(model, inputs))
+            if not ours:
+                cache = _cache_of(out)
+                if cache is None:
+                    raise UserError(
+                        f"{self.name} returns no cache: "
+                        f"it has {', '.join(p for p in self.phases if p != DECODE)}"
+                    )
+        if ours:
+            caches.set_filled(cache, context - 1)
+        if need == "full":
+            notes.append("decode: the cache is transformers' own, some of it copied at every step")
+        inputs = self._text(model, batch, 1, device, context) | {"use_cache": True}
+        if cache is not None:
+            inputs[name or "past_key_values"] = cache
+        inputs = _accepted(model, inputs)
+        held = [cache]
+
+        def forward() -> Any:
+            with quiet():
+                out = model(**inputs)
+            held[0] = held[0] if ours else _cache_of(out)
+            return out
+
+        return Run(
+            forward, any_loss, lambda: caches.tensors_of(held[0]), batch, seq, context,
+            tuple(notes),
+        )  # fmt: skip
+
+    def _decode_encoded(self, model: Any, batch: int, seq: int, context: int, device: str) -> Run:
+        """One token of the decoder after `context - 1`, the encoder's output cached."""
+        config = self.config
+        cache = caches.encoder_decoder_cache(config, context, 0)
+        inputs = self._inputs(model, INFERENCE, batch, seq, device)
+        start = {k: v[:, :1] for k, v in inputs.items() if k == "decoder_input_ids"}
+        warm = inputs | start | {"past_key_values": cache, "use_cache": True}
+        out = model(**warm)
+        caches.set_filled(cache, context - 1)
+        step = {k: v for k, v in inputs.items() if k not in _encoder_inputs(inputs)} | start
+        hidden = out.encoder_last_hidden_state
+        step |= {"encoder_outputs": (hidden,), "past_key_values": cache, "use_cache": True}
+
+        def forward() -> Any:
+            with quiet():
+                return model(**step)
+
+        return Run(forward, any_loss, lambda: caches.tensors_of(cache), batch, seq, context)
+
+    def _in_place(self, model: Any) -> bool:
+        """Whether the model takes a cache of ours."""
+        return bool(
+            not self._own_cache
+            and cache_name(model) in ("past_key_values", "cache_params")
+            and model._supports_default_dynamic_cache()
+        )
+
+    # -- inputs ------------------------------------------------------------------------------------
+
+    def _inputs(self, model: Any, phase: str, batch: int, seq: int, device: str) -> dict[str, Any]:
+        if self._given:
+            return {str(spec.name): spec.tensor(batch, seq, seq, device) for spec in self._given}
+        if is_causal_lm(model):
+            inputs = self._text(model, batch, seq, device)
+            return inputs | media_inputs(model, batch, seq, device) if self._media else inputs
+        inputs = dict(make_inputs(model, batch, seq, device))
+        if "attention_mask" in forward_parameters(model) and "pixel_values" not in inputs:
+            ids = inputs.get("input_ids")
+            if isinstance(ids, Tensor):
+                inputs["attention_mask"] = torch.ones_like(ids)
+        return inputs
+
+    def _text(
+        self, model: Any, batch: int, tokens: int, device: str, visible: int | None = None
+    ) -> dict[str, Any]:
+        """Token ids; an all-ones mask keeps transformers from looking for packed sequences."""
+        inputs = {"input_ids": torch.zeros(batch, tokens, dtype=torch.long, device=device)}
+        if "attention_mask" in forward_parameters(model):
+            length = tokens if visible is None else visible
+            inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long, device=device)
+        return inputs
+
+    def _loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        vocabulary = getattr(self.config.get_text_config(decoder=True), "vocab_size", None)
+        ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+
+        def loss(out: Any) -> Tensor:
+            logits = getattr(out, "logits", None)
+            if (
+                isinstance(logits, Tensor)
+                and isinstance(ids, Tensor)
+                and logits.shape[:-1] == ids.shape
+                and logits.shape[-1] == vocabulary
+            ):
+                return next_token_loss(logits, torch.zeros_like(ids))
+            return any_loss(out)
+
+        return loss
+
+    # -- cures -------------------------------------------------------------------------------------
+
+    def adapt(self, error: Exception) -> bool:
+        """What can be done about an error of the model, from most to least faithful."""
+        text = str(error)
+        if isinstance(error, NeedsMask):
+            return self._rebuild(_SPARSE_NOTE, attention="sdpa")
+        if self.dtype == "bf16" and any(words in text for words in _MIXED):
+            return self._rebuild(_MIXED_NOTE, dtype="fp32")
+        if self._own_cache is False and isinstance(error, IndexError):
+            self._own_cache = True  # more layers ask for a cache than the config has
+            return True
+        if self._media and media_kind(self._modules["meta"]) is not None:
+            self._media = False
+            self.cures.append(f"text alone, without its images or audio ({first_line(error)})")
+            return True
+        if self._attention == _OURS and isinstance(error, (AttributeError, TypeError)):
+            return self._rebuild(_MASK_NOTE, attention="sdpa")
+        return False
+
+    def _rebuild(self, note: str, attention: str | None = None, dtype: str | None = None) -> bool:
+        self._attention = attention or self._attention
+        self.dtype = dtype or self.dtype
+        self._modules.clear()
+        self.cures.append(note)
+        with quiet():
+            self._build("meta")
+        return True
+
+
+_ATTENTIONS = (_OURS, "sdpa", "eager")
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_MIXED = ("scalar type", "same dtype")  # of torch's complaints about operands of two precisions
+_MIXED_NOTE = "in fp32: the model mixes precisions when it is built in bf16"
+_MASK_NOTE = "attention as transformers' sdpa: the model looks into its mask"
+_SPARSE_NOTE = (
+    "attention over chosen keys is computed over all of them and masked, as transformers' sdpa does"
+)
+
+
+def _cache_of(out: Any) -> Any:
+    """The cache in a model's output, whatever it is called."""
+    for name in ("past_key_values", "cache_params", "state", "mems"):
+        found = getattr(out, name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    parameters = forward_parameters(model)
+    return {name: value for name, value in inputs.items() if name in parameters}
+
+
+def _encoder_inputs(inputs: dict[str, Any]) -> set[str]:
+    return {name for name in inputs if not name.startswith("decoder")}
+
+
+def _tokens(inputs: dict[str, Any]) -> int:
+    """Tokens of a sequence: those of the decoder, of the text, or 1 for an image or a clip."""
+    for name in ("decoder_input_ids", "input_ids"):
+        if isinstance(inputs.get(name), Tensor):
+            return int(inputs[name].shape[1])
+    return 1

@@ -1,0 +1,139 @@
+"""What the hook notes of tensors and their storages, in forms that Python's garbage collector
+leaves alone.
+
+A trace of a large model holds hundreds of thousands of small records. Kept as objects, the
+collector walks them again and again while the model runs, and that costs more than writing them
+down. So the hook keeps plain tuples of plain values, which the collector drops from its lists, and
+integers of a type of their own that index them; `records` are made from these at the end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import compat
+from .records import Storage, TensorRef
+
+
+class At(int):
+    """Index of a tensor in the table; a type of its own, so that it is not taken for a number."""
+
+    __slots__ = ()
+
+
+class _Watch(weakref.ref[torch.UntypedStorage]):
+    """Tells when a storage dies. `key` is its address, which is used again afterwards."""
+
+    __slots__ = ("key", "sid")
+    key: int
+    sid: int
+
+
+class TensorTable:
+    """Descriptions of tensors, and the life of the storages behind them.
+
+    `clock` is the number of ops recorded so far; whoever records keeps it up to date.
+    """
+
+    def __init__(self) -> None:
+        self.clock = 0
+        self.rows: list[tuple[Any, ...]] = []  # shape, stride, dtype, storage id, offset
+        self._ids: dict[int, int] = {}
+        self._watches: list[_Watch] = []
+        self._nbytes: list[int] = []
+        self._born: list[int] = []
+        self._died: dict[int, int] = {}
+        self._roles: dict[int, str] = {}
+
+    def see(self, tensor: Tensor, born: int) -> At:
+        """Note `tensor`; `born` is the op that made its storage if that is new (-1: no op)."""
+        try:
+            storage = tensor.untyped_storage()
+            sid = self._ids.get(storage._cdata)
+            if sid is None:
+                sid = self.register(storage, None, born)
+            row = (
+                tuple(tensor.shape),
+                tensor.stride(),
+                DTYPES[tensor.dtype],
+                sid,
+                tensor.storage_offset(),
+            )
+        except (RuntimeError, NotImplementedError, KeyError):
+            row = self._without_storage(tensor, born)
+        self.rows.append(row)
+        return At(len(self.rows) - 1)
+
+    def storage_of(self, at: At) -> int:
+        """Storage id of a noted tensor."""
+        sid: int = self.rows[at][3]
+        return sid
+
+    def register(
+        self, storage: torch.UntypedStorage, role: str | None = None, born: int = -1
+    ) -> int:
+        """The id of `storage`, given on first sight; of several roles the first is kept.
+
+        `born` is the op that made it, if it is new here; -1 for what existed before the trace.
+        """
+        key = compat.storage_key(storage)
+        sid = self._ids.get(key)
+        if sid is None:
+            sid = self._new(storage.nbytes(), born)
+            self._ids[key] = sid
+            watch = _Watch(storage, self._dead)
+            watch.key, watch.sid = key, sid
+            self._watches.append(watch)
+        if role is not None:
+            self._roles.setdefault(sid, role)
+        return sid
+
+    def detach(self) -> None:
+        """Drop the watch on live storages, so that deaths after the trace are not written."""
+        self._watches.clear()
+        self._ids.clear()
+
+    def refs(self) -> list[TensorRef]:
+        """The rows as records."""
+        make = TensorRef._make
+        return [make(row) for row in self.rows]
+
+    def storages(self) -> list[Storage]:
+        """The storages as records, by id."""
+        died, roles = self._died, self._roles
+        return [
+            Storage(nbytes, born, died.get(sid), roles.get(sid))
+            for sid, (nbytes, born) in enumerate(zip(self._nbytes, self._born, strict=True))
+        ]
+
+    def _new(self, nbytes: int, born: int) -> int:
+        self._nbytes.append(nbytes)
+        self._born.append(born)
+        return len(self._nbytes) - 1
+
+    def _dead(self, watch: Any) -> None:
+        # The address of a dead storage is used again: forget it, and note when it died.
+        self._ids.pop(watch.key, None)
+        self._died[watch.sid] = self.clock
+
+    def _without_storage(self, tensor: Tensor, born: int) -> tuple[Any, ...]:
+        """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
+        shape = tuple(int(size) for size in tensor.size()) if not tensor.is_nested else ()
+        stride, step = [], 1
+        for size in reversed(shape):
+            stride.append(step)
+            step *= size
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        sid = self._new(step * tensor.element_size(), born)
+        return (shape, tuple(reversed(stride)), dtype, sid, 0)
+
+
+DTYPES: dict[torch.dtype, str] = {
+    value: str(value).removeprefix("torch.")
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+}

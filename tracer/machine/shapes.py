@@ -1,0 +1,225 @@
+"""From a kernel of a ledger to the numbers that its family's formula takes.
+
+Shapes come from the op's record, FLOPs and bytes from the ledger, so that conventions (residency,
+fusion, routing) hold here as well. Anything that is not understood falls back to `other`: bytes and
+FLOPs without a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..capture.records import Op, TensorRef
+from ..cost import EFFICIENT, Kernel, Ledger
+from ..cost.work import (
+    ATTENTION,
+    CONV,
+    COPY,
+    GATHER,
+    GEMM,
+    GROUPED_GEMM,
+    OPTIMIZER,
+    POINTWISE,
+    REDUCTION,
+    ROW,
+    SORT,
+)
+from .kernels import CLASSES, CONTIGUOUS, GATHER as GATHERED, REDUCE, SCALAR
+
+OTHER = "other"  # matrix work without a known shape
+
+# Operands of at most a byte use the FP8 kernels' constants.
+SMALL = ("fp8", "fp6", "fp4", "int8", "int4")
+
+_LATENT = 512  # value size of absorbed MLA: a latent that all heads share
+_DECODE_ROWS = 64  # queries that share a KV head, up to which a kernel streams the cache
+
+
+class Shape(NamedTuple):
+    """One launch of a kernel for its family's formula; all `values` of a family have one set."""
+
+    family: str
+    precision: str
+    values: Mapping[str, float]
+
+
+def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
+    """The family of `kernel` and what its formula needs, of one launch."""
+    launches = max(kernel.launches, 1)
+    moved = kernel.cost.total_bytes / launches
+    flops = kernel.cost.total_flops / launches
+    recomputed = sum(kernel.cost.recompute_flops.values()) / launches
+    main = max(kernel.parts, key=lambda part: part.cost.total_flops)
+    op = ledger.trace.ops[main.op]
+    precision = max(kernel.cost.flops, key=lambda p: kernel.cost.flops[p], default="bf16")
+    found = None
+    if flops and kernel.kind in (GEMM, CONV):
+        found = _product(op, flops, moved, precision)
+    elif flops and kernel.kind == GROUPED_GEMM:
+        found = _grouped(op, flops, moved)
+    elif flops and kernel.kind == ATTENTION:
+        found = _attention(op, flops, recomputed, kernel, ledger.conventions.causal)
+    if found is not None:
+        family, values = found
+        return Shape(family, precision, values)
+    if flops:
+        values = {"flops": flops + recomputed, "moved": moved}
+        return Shape(OTHER, precision, values)
+    vector = kernel.cost.vector_flops / launches
+    access = access_of(op, kernel, ledger.execution == EFFICIENT)
+    elements = float(max((ref.numel for ref in (*op.outputs, *op.inputs())), default=0))
+    if access == GATHERED and op.outputs:  # the table that is gathered from does not count
+        elements = min(elements, moved / (2 * op.outputs[0].itemsize))
+    values = {
+        "moved": moved, "elements": elements, "access": float(CLASSES.index(access)),
+        "vector": vector,
+    }  # fmt: skip
+    return Shape("elementwise", precision, values)
+
+
+Found = tuple[str, dict[str, float]] | None
+
+
+def _product(op: Op, flops: float, moved: float, precision: str) -> Found:
+    """[batch, m, k] @ [batch, k, n]; k follows from the FLOPs, convolutions as implicit products."""
+    out = op.outputs[0].shape
+    batch, n = 1.0, float(out[-1]) if out else 1.0
+    m = op.outputs[0].numel / n if n else 0.0
+    name = op.overload_packet.rpartition(".")[2]
+    if "conv" in name and len(out) > 2:
+        n = float(out[1])
+        m = op.outputs[0].numel / n if n else 0.0
+    elif name in ("bmm", "baddbmm") or (name == "matmul" and len(out) > 2):
+        batch = float(_numel(out[:-2]))
+        m = float(out[-2])
+    elif name in ("mv", "addmv", "dot", "vdot"):
+        m, n = float(op.outputs[0].numel), 1.0
+    if not m * n * batch:
+        return None
+    values = {"m": m, "n": n, "k": flops / (2 * batch * m * n), "batch": batch, "moved": moved}
+    if precision not in SMALL:
+        return "gemm", values
+    return "gemm_fp8_block" if _block_scaled(op) else "gemm_fp8", values
+
+
+def _block_scaled(op: Op) -> bool:
+    """Whether an operand has more than one scale along k: [m, k / 128] beside [m, k]."""
+    tensors = list(op.inputs())
+    scales = [ref for ref in tensors[2:] if ref.dtype.startswith("float") and len(ref.shape) == 2]
+    return bool(tensors) and any(
+        1 < min(ref.shape) and ref.numel < tensors[0].numel for ref in scales
+    )
+
+
+def _grouped(op: Op, flops: float, moved: float) -> Found:
+    """Rows [R, K] times [E, K, N]: experts that are read follow from the bytes of the ledger."""
+    tensors = list(op.inputs())
+    x, out = tensors[0], op.outputs[0]
+    if len(out.shape) == 3:  # weight gradients: a product an expert
+        batch, m, n = (float(size) for size in out.shape)
+        if not batch * m * n:
+            return None
+        k = flops / (2 * batch * m * n)
+        return "gemm", {"m": m, "n": n, "k": k, "batch": batch, "moved": moved}
+    if len(x.shape) != 2 or not x.numel:
+        return None
+    rows, k = (float(size) for size in x.shape)
+    n = flops / (2 * rows * k)
+    weight = max(tensors[1:], key=lambda ref: ref.nbytes, default=x)
+    weights = max(moved - x.nbytes - out.nbytes, 0.0)
+    experts = float(weight.shape[0]) if len(weight.shape) == 3 else 1.0
+    active = min(max(weights / (k * n * weight.itemsize), 1.0), experts, rows)
+    return "grouped", {"rows": rows, "active": active, "k": k, "n": n, "moved": moved}
+
+
+# Where `is_causal` stands among the arguments; only asked if the ledger counts whole squares.
+_CAUSAL = {"_scaled_dot_product_flash_attention": 4, "_flash_attention_forward": 8}
+
+
+def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted: str) -> Found:
+    """Prefill, or decode where few queries share a KV head; masks follow from the FLOPs."""
+    name = op.overload_packet.rpartition(".")[2]
+    backward = "backward" in name
+    tensors = [ref for ref in op.inputs() if len(ref.shape) == 4][1 if backward else 0 :]
+    if len(tensors) < 3:
+        return None
+    q, k, v = (_heads_first(ref, name) for ref in tensors[:3])
+    batch, heads, queries, size = (float(x) for x in q)
+    kv_heads, keys, size_v = float(k[1]), float(k[2]), float(v[3])
+    pair = 2 * batch * heads * (size + size_v)
+    forward = flops / 2 if backward else flops
+    share = forward / (pair * queries * keys)
+    if counted != "pairs" and not backward:
+        flag = op.kwargs.get("is_causal")
+        place = _CAUSAL.get(name, 6)
+        if flag is None and len(op.args) > place:
+            flag = op.args[place]
+        share = share / 2 if flag is True else share
+    rows = heads / kv_heads * queries
+    if not backward and keys > 1 and (size_v >= _LATENT or rows <= _DECODE_ROWS):
+        moved = kernel.cost.total_bytes / max(kernel.launches, 1)
+        own = tensors[0].nbytes + op.outputs[0].nbytes
+        family = "mla_decode" if size_v >= _LATENT else "attention_decode"
+        return family, {
+            "batch": batch, "kv_heads": kv_heads, "rows": rows, "keys": keys, "size": size,
+            "size_v": size_v, "cache": max(moved - own, 0.0),
+        }  # fmt: skip
+    family = "attention_prefill" if size == size_v else "mla_prefill"
+    passes = (flops + recomputed) / forward
+    return family, {
+        "batch": batch, "heads": heads, "kv_heads": kv_heads, "queries": queries, "keys": keys,
+        "size": size, "size_v": size_v, "share": min(share, 1.0), "passes": passes,
+    }  # fmt: skip
+
+
+def _heads_first(ref: TensorRef, name: str) -> tuple[int, ...]:
+    """[B, H, S, D]; `_flash_attention_*` have [B, S, H, D]."""
+    b, x, y, d = ref.shape
+    return (b, y, x, d) if name.startswith("_flash_attention") else (b, x, y, d)
+
+
+# Reductions that torch runs as one hand-written kernel at the memory's speed.
+_FUSED_ROWS = ("softmax", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross_entropy")
+
+
+def access_of(op: Op, kernel: Kernel, compiled: bool) -> str:
+    """How a kernel without matrix work reaches memory.
+
+    A compiled kernel is written for its shapes and streams, unless it gathers. Otherwise a single op
+    runs as torch has it: with vector loads only if all operands are contiguous and of one shape.
+    """
+    name = op.overload_packet.rpartition(".")[2]
+    if len(kernel.parts) > 1 or kernel.kind == OPTIMIZER or name.startswith("_foreach"):
+        return CONTIGUOUS
+    if kernel.kind in (GATHER, SORT):
+        return GATHERED
+    if compiled or kernel.kind not in (POINTWISE, COPY, ROW, REDUCTION):
+        return CONTIGUOUS
+    if name in ("cat", "stack"):
+        return GATHERED
+    tensors = [ref for ref in op.inputs() if ref.numel > 1]
+    if kernel.kind in (ROW, REDUCTION):
+        fused = any(part in name for part in _FUSED_ROWS)
+        return CONTIGUOUS if fused else REDUCE
+    largest = max((ref.numel for ref in (*op.outputs, *tensors)), default=0)
+    same = all(ref.numel == largest and contiguous(ref) for ref in tensors)
+    return CONTIGUOUS if same else SCALAR
+
+
+def contiguous(ref: TensorRef) -> bool:
+    """Whether the elements lie in memory without gaps, in the order of the shape."""
+    expected = 1
+    for size, stride in zip(reversed(ref.shape), reversed(ref.stride), strict=True):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
