@@ -243,38 +243,40 @@ def _build(path: Path, data: Mapping[str, Any]) -> Chip:
         note=text.get("note", ""),
         sources=sources,
         aliases=tuple(_text(path, "aliases", alias) for alias in aliases),
-        calibration=_calibration(path, data.get("calibration", {})),
+        calibration=_calibration(path, data.get("calibration", {}), sources),
     )
 
 
-def _calibration(path: Path, table: Any) -> dict[str, dict[str, Constant]]:
+def _calibration(path: Path, table: Any, sources: dict[str, str]) -> dict[str, dict[str, Constant]]:
     """`[calibration]`: the `data` and `date` of the fit, and a table of constants a family.
 
     Which constants a family has is the time model's to say; here only their form is checked.
     """
-    if not table:
-        return {}
     if not isinstance(table, dict):
         raise _fault(path, "calibration", "a table is needed")
-    for key in ("data", "date"):
+    for key in ("data", "date") if table else ():
         if key not in table:
             raise _fault(path, f"calibration.{key}", "missing")
-    source = " ".join(_text(path, f"calibration.{key}", table[key]) for key in ("data", "date"))
+        _text(path, f"calibration.{key}", table[key])
     return {
-        family: _constants(path, f"calibration.{family}", constants, source)
+        family: _constants(path, f"calibration.{family}", constants, sources)
         for family, constants in table.items()
         if family not in ("data", "date")
     }
 
 
-def _constants(path: Path, key: str, table: Any, source: str) -> dict[str, Constant]:
+def _constants(path: Path, key: str, table: Any, sources: dict[str, str]) -> dict[str, Constant]:
     if not isinstance(table, dict):
         raise _fault(path, key, "a table is needed")
     found = {}
     for name, entry in table.items():
         dotted = f"{key}.{name}"
-        if not isinstance(entry, dict) or not {"value", "spread"} <= set(entry):
-            raise _fault(path, dotted, "write it as { value = ..., spread = ... }")
+        if not isinstance(entry, dict):
+            what = 'write it as { value = ..., spread = ..., source = "..." }'
+            raise _fault(path, dotted, what)
+        for part in ("value", "spread", "source"):
+            if part not in entry:
+                raise _fault(path, f"{dotted}.{part}", "missing")
         for part in entry:
             if part not in ("value", "spread", "source"):
                 known = "known: source, spread, value"
@@ -285,8 +287,8 @@ def _constants(path: Path, key: str, table: Any, source: str) -> dict[str, Const
                 raise _fault(path, f"{dotted}.{part}", f"a number is needed, not {number!r}")
             if not math.isfinite(number) or number < 0:
                 raise _fault(path, f"{dotted}.{part}", f"at least 0 is needed, not {number!r}")
-        own = _text(path, f"{dotted}.source", entry["source"]) if "source" in entry else source
-        found[name] = Constant(float(entry["value"]), float(entry["spread"]), own)
+        sources[dotted] = _text(path, f"{dotted}.source", entry["source"])
+        found[name] = Constant(float(entry["value"]), float(entry["spread"]), sources[dotted])
     return found
 
 

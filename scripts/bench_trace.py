@@ -92,7 +92,11 @@ def measure(case: Case, backward: bool, rounds: int) -> None:
         )
         for name, times in seconds.items()
     ]
-    print(tabulate(rows, (f"{len(ours().trace):,} ops", "best CPU s", "x bare"), disable_numparse=True))
+    print(
+        tabulate(
+            rows, (f"{len(ours().trace):,} ops", "best CPU s", "x bare"), disable_numparse=True
+        )
+    )
 
 
 def race(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -32,13 +32,44 @@ OTHERS: dict[str, str] = {
 # checkpoints of the family have in their place. Keys with a dot are of a sub-config.
 FIELDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
-    "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {
+        "num_experts_per_tok": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 1408,
+    },
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"]},
+    "blip-2": {"image_token_index": 50265},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "xmod": {"default_language": "en_XX"},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
+    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
+    "dbrx": {"attn_config": {"rope_theta": 500000.0, "kv_n_heads": 8, "clip_qkv": 8.0}},
+    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    "lfm2_moe": {
+        "num_hidden_layers": 2,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "wav2vec2-bert": {"vocab_size": 32},
+    "wav2vec2-conformer": {"vocab_size": 32},
+    "time_series_transformer": {"prediction_length": 24},
+    "informer": {"prediction_length": 24},
+    "autoformer": {"prediction_length": 24},
+    "detr": {"backbone_config": {"model_type": "resnet", "out_features": ["stage4"]}},
+    "conditional_detr": {"backbone_config": {"model_type": "resnet", "out_features": ["stage4"]}},
+    "deformable_detr": {
+        "backbone_config": {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
+    },
 }
+
+# Stacks that a shorter depth does not fit: outputs are taken from layers by index, or a shared
+# block comes back after so many layers.
+FULL_DEPTH = frozenset({"dpt", "hrm_text"})
+DEPTHS = {"zamba": 8}

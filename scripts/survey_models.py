@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from survey_families import FIELDS, OTHERS
+from survey_families import DEPTHS, FIELDS, FULL_DEPTH, OTHERS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 BATCH, SEQ = 2, 128
@@ -152,7 +152,7 @@ def trace_family(row: Row) -> None:
     """Build the family's class from its default config and run every phase that it has."""
     from tracer.capture.huggingface import HuggingFaceProgram
     from tracer.capture.huggingface.classes import task_class
-    from tracer.capture.huggingface.config import quiet
+    from tracer.capture.huggingface.config import quiet, text_config
     from tracer.capture.program import DECODE, TRAINING
     from tracer.capture.workload import Workload, record
     from tracer.cost import NAIVE, price
@@ -162,7 +162,7 @@ def trace_family(row: Row) -> None:
         config, row.layers = small_config(row.family)
         if row.group == CAUSAL:
             config.architectures = [task_class("CAUSAL_LM", row.family)]
-            text = config.get_text_config()
+            text = text_config(config)
             if hasattr(text, "is_decoder"):
                 text.is_decoder = True
         program = HuggingFaceProgram(row.family, config)
@@ -190,13 +190,16 @@ def small_config(family: str) -> tuple[Any, int]:
     """The default config with two layers, or as many as it takes to see every kind; how many."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from tracer.capture.huggingface.config import with_layers
+    from tracer.capture.huggingface.config import text_config, with_layers
     from tracer.errors import UserError
 
     kind = CONFIG_MAPPING[family]
     config = kind(**FIELDS.get(family, {}))
-    layers = max(2, _all_kinds(config.get_text_config()))
-    for part in (config, config.get_text_config()):
+    if family in FULL_DEPTH:
+        return config, 0
+    text = text_config(config)
+    layers = DEPTHS.get(family) or max(2, _all_kinds(text))
+    for part in (config, text):
         for name in _DENSE_FIRST:
             if isinstance(getattr(part, name, None), int) and getattr(part, name) > 1:
                 setattr(part, name, 1)

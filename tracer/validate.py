@@ -145,7 +145,8 @@ def score(rows: Rows) -> Line | None:
     return Line(
         rows.family, rows.chip, OWN if own else cal.status(), not everything,
         Score.of(predicted, tested.seconds), tuple(scores), Score.of(bound, tested.seconds),
-        _one_efficiency(bound, tested.seconds), _inside(cal, rows.family, predicted, tested.seconds),
+        _one_efficiency(bound, tested.seconds),
+        _inside(cal, rows.family, predicted, tested.seconds),
     )  # fmt: skip
 
 
@@ -180,9 +181,11 @@ _PREAMBLE = """# Accuracy
 
 Written by `python -m tracer.validate --data DIR`; do not edit. Errors are those of predicted over
 measured kernel time, in %, on rows that no constant was fitted to: where a chip was calibrated, the
-half of the shapes that a hash left out; everywhere else, the same half, of a chip that the constants
-have never seen. *MAPE* is the mean absolute error, *bias* the mean signed one. *plain* is the
-roofline at datasheet peaks, *one eff.* the same with the one efficiency that fits the line best.
+half of the shapes that a hash left out; everywhere else, the same half, of a chip that the
+constants have never seen. Where several backends were measured, the best one counts; MLA and
+experts (`grouped`) are TensorRT-LLM's. *MAPE* is the mean absolute error, *bias* the mean signed
+one; the classes are by measured time. *plain* is the roofline at datasheet peaks, *one eff.* the
+same with the one efficiency that fits the line best.
 
 """
 

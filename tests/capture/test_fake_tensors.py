@@ -15,7 +15,12 @@ def build():
 
 def rows(trace):
     return [
-        (op.name, op.phase, trace.module_of(op), [(r.shape, r.stride, r.dtype) for r in op.inputs()])
+        (
+            op.name,
+            op.phase,
+            trace.module_of(op),
+            [(r.shape, r.stride, r.dtype) for r in op.inputs()],
+        )
         for op in trace.ops
     ]
 

@@ -113,8 +113,9 @@ def test_lists_of_another_length_stay():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, self.decoder = Stack([Layer() for _ in range(6)]), Stack(
-                [Layer() for _ in range(8)]
+            self.encoder, self.decoder = (
+                Stack([Layer() for _ in range(6)]),
+                Stack([Layer() for _ in range(8)]),
             )
 
         def forward(self, x):
@@ -164,6 +165,18 @@ def test_enumerate_works():
             return x
 
     assert_folding_changes_nothing(Numbered([Layer() for _ in range(6)]).to("meta"), 6)
+
+
+def test_work_between_the_layers_counts_for_every_layer():
+    """The residual is added by the loop, outside of any layer."""
+
+    class Residual(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + 0.5 * layer(x)
+            return x
+
+    assert_folding_changes_nothing(Residual([Layer() for _ in range(9)]).to("meta"), 9)
 
 
 def test_folding_twice_one_inside_the_other_restores_both():

@@ -125,9 +125,15 @@ def test_quantized_tensors():
     read_everything(t)
 
 
+def is_plain(value):
+    """A dtype that meta tensors may have; quantized ones are made by quantizing only."""
+    return isinstance(value, torch.dtype) and "qu" not in str(value) and "qint" not in str(value)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize(
     "dtype",
-    sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str),
+    sorted({d for d in vars(torch).values() if is_plain(d)}, key=str),
     ids=lambda d: str(d).removeprefix("torch."),
 )
 def test_every_dtype_of_torch_has_a_size(dtype):

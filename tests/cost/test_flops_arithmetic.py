@@ -144,7 +144,9 @@ def test_scaled_mm_runs_at_the_rate_of_its_operands():
 
 
 def test_addmm_takes_the_precision_of_the_matrices_not_of_the_bias():
-    t = trace(lambda: aten.addmm.default(T(N, dtype=BF16), T(M, K, dtype=BF16), T(K, N, dtype=BF16)))
+    t = trace(
+        lambda: aten.addmm.default(T(N, dtype=BF16), T(M, K, dtype=BF16), T(K, N, dtype=BF16))
+    )
     assert t.cost.flops == {"bf16": 2 * M * K * N}
 
 

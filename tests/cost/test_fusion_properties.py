@@ -15,7 +15,9 @@ N = 4
 
 def op_list():
     pick = st.integers(0, 5)
-    return st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), pick, pick), min_size=1, max_size=14)
+    return st.lists(
+        st.tuples(st.sampled_from(sorted(ACTIONS)), pick, pick), min_size=1, max_size=14
+    )
 
 
 ACTIONS = {

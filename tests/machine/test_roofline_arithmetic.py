@@ -199,9 +199,7 @@ def test_the_step_is_never_below_the_ideal_bound(rows, launch, matmul, memory):
 @given(st.integers(2, 10))
 def test_a_chip_that_is_n_times_faster_is_n_times_faster(n):
     k = [kernel(cost(flops=10**12, vector=10**9, nbytes=10**9)), kernel(cost(nbytes=10**7))]
-    fast = toy(
-        peak={"bf16": n * 1e15}, vector={"fp32": n * 1e13}, memory_bandwidth=n * 1e12
-    )
+    fast = toy(peak={"bf16": n * 1e15}, vector={"fp32": n * 1e13}, memory_bandwidth=n * 1e12)
     assert times(*k, chip=fast, launch=0).step == pytest.approx(times(*k, launch=0).step / n)
 
 

@@ -23,7 +23,7 @@ from . import compat
 
 _FLASH_MAX_HEAD = 256  # head size limit of the flash kernels, elements
 
-_thread = threading.local()  # .depth: fused captures that are open in this thread
+_thread = threading.local()  # .modes: whether each open capture of this thread is fused
 _lock = threading.Lock()
 _installed: list[torch.library.Library] = []  # at most one, while any thread needs it
 _users = 0
@@ -37,11 +37,11 @@ def fused_attention() -> Iterator[None]:
         _users += 1
         if _users == 1:
             _installed.append(compat.override_composite("scaled_dot_product_attention", sdpa))
-    _thread.depth = getattr(_thread, "depth", 0) + 1
+    _modes().append(True)
     try:
         yield
     finally:
-        _thread.depth -= 1
+        _modes().pop()
         with _lock:
             _users -= 1
             if _users == 0:
@@ -58,15 +58,25 @@ def decomposed_attention() -> Iterator[None]:
     backend = torch.backends.cuda
     before = backend.fp16_bf16_reduction_math_sdp_allowed()
     backend.allow_fp16_bf16_reduction_math_sdp(True)
+    _modes().append(False)
     try:
         yield
     finally:
+        _modes().pop()
         backend.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def fused_attention_active() -> bool:
-    """Whether a fused capture is open in this thread."""
-    return getattr(_thread, "depth", 0) > 0
+    """Whether the innermost capture of this thread is a fused one."""
+    modes = _modes()
+    return bool(modes) and modes[-1]
+
+
+def _modes() -> list[bool]:
+    if not hasattr(_thread, "modes"):
+        _thread.modes = []
+    modes: list[bool] = _thread.modes
+    return modes
 
 
 def windowed_attention(
@@ -114,7 +124,13 @@ def sdpa(
     enable_gqa: bool = False,
 ) -> Tensor:
     """`aten::scaled_dot_product_attention` over [B, H, S, D], as one fused op where it may be."""
-    if not (fused_attention_active() and _is_shape_only(query)) or query.dim() != 4:
+    grouped = query.dim() == 4 and query.shape[1] != key.shape[1]
+    if (
+        not (fused_attention_active() and _is_shape_only(query))
+        or query.dim() != 4
+        # What torch refuses is refused by torch.
+        or (grouped and (not enable_gqa or query.shape[1] % key.shape[1] != 0))
+    ):
         return compat.decompose(
             torch.ops.aten.scaled_dot_product_attention.default,
             (query, key, value, attn_mask, dropout_p, is_causal),
@@ -131,12 +147,16 @@ def sdpa(
         outputs = aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, False, scale=scale
         )
-    elif half:
+    elif half and (attn_mask is None or not attn_mask.requires_grad):
         # The only fused op in torch that takes other v sizes, as MLA needs (192 and 128).
         outputs = aten._scaled_dot_product_cudnn_attention(
             query, key, value, attn_mask, need_grad, dropout_p, is_causal, False, scale=scale
         )
     else:
+        # This kernel differentiates a bias, and takes FP32, but knows no shared key heads.
+        if grouped:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
         outputs = aten._scaled_dot_product_efficient_attention(
             query, key, value, attn_mask, need_grad, dropout_p, is_causal, scale=scale
         )

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -83,8 +84,12 @@ class Capture:
         # The trace is built even when the model raised midway: what ran stays readable.
         self._context.close()
         self._mark_gradients()
+        if self._model is not None:
+            known = {parameter.name for parameter in self._parameters}
+            self._parameters += [p for p in self._inventory(self._model) if p.name not in known]
         with _without_collector():
             self._finish()
+        self._model = None  # a finished capture does not keep the model alive
 
     def unfold(self) -> None:
         """Put the folded layers back before the block ends, as an optimizer step needs them."""
@@ -93,7 +98,7 @@ class Capture:
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
         for tensor in tensors:
-            self._recorder.tensors.register(tensor.untyped_storage(), role)
+            self._recorder.tensors.identify(tensor, role)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -122,7 +127,9 @@ class Capture:
         ]
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
-            sid = self._recorder.tensors.register(tensor.untyped_storage(), "weights")
+            if isinstance(tensor, UninitializedTensorMixin):
+                continue  # a lazy module makes it on its first call, and it is taken in then
+            sid = self._recorder.tensors.identify(tensor, "weights")
             yield Parameter(
                 name,
                 tuple(tensor.shape),
@@ -147,7 +154,7 @@ class Capture:
         self.trace.folds = self._folds
         self.trace.pointwise = frozenset(recorder.pointwise)
         self.trace.header = {
-            "model": type(self._model).__name__ if self._model is not None else "",
+            "model": self._stack.calls[0].kind,
             "attention": self._attention,
             "torch": str(torch.__version__),
         }
@@ -182,19 +189,15 @@ def _without_collector() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _optimizer_hooks(capture: Capture) -> Iterator[None]:
-    """Ops inside of any `Optimizer.step` of this thread belong to the optimizer phase."""
+    """Gradients and states that any `Optimizer.step` of this thread meets get their roles."""
     thread = threading.get_ident()
-    recorder = capture._recorder
-    depth = recorder.optimizers
 
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == thread:
             capture._mark_gradients()
-            recorder.optimizers += 1
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == thread:
-            recorder.optimizers -= 1
             for state in optimizer.state.values():
                 capture.mark("optimizer", (v for v in state.values() if isinstance(v, Tensor)))
 
@@ -202,6 +205,5 @@ def _optimizer_hooks(capture: Capture) -> Iterator[None]:
     try:
         yield
     finally:
-        recorder.optimizers = depth
         for handle in handles:
             handle.remove()

@@ -24,6 +24,7 @@ __all__ = [
     "next_sequence_nr",
     "no_dispatch_modes",
     "override_composite",
+    "recomputes",
     "storage_key",
     "writes",
 ]
@@ -47,7 +48,10 @@ def is_composite(func: Any) -> bool:
     if func.namespace == "prim":  # `prim::device` of a fake tensor is in no dispatch table
         return False
     key = "CompositeImplicitAutograd"
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+    except RuntimeError:  # an op of Python's alone, which the dispatcher does not know by name
+        return False
 
 
 def decompose(func: Any, args: Any, kwargs: Any) -> Any:
@@ -78,3 +82,15 @@ def no_dispatch_modes() -> Any:
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()
+
+
+def recomputes(node: Any) -> bool:
+    """Whether activation checkpointing runs a forward again under the backward node `node`.
+
+    Reentrant checkpointing does it in a node of its own; the other kind puts its hooks over saved
+    tensors while it recomputes.
+    """
+    if type(node).__name__ == "CheckpointFunctionBackward":
+        return True
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"

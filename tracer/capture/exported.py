@@ -6,12 +6,16 @@ and its graph is interpreted on meta. Its sizes are those it was exported with.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 from torch.utils._pytree import tree_map
 
 from ..errors import UserError
@@ -62,25 +66,35 @@ class ExportedProgram:
 def _load(path: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if not Path(path).is_file():
         raise UserError(f"--exported {path}: no such file")
+    with _silence():
+        try:
+            program = torch.export.load(path)
+        except Exception as error:  # zip, pickle, schema: whatever a foreign file provokes
+            lines = str(error).strip().splitlines() or ["no message"]
+            raise UserError(
+                f"--exported {path}: torch.export cannot load it "
+                f"({type(error).__name__}: {lines[0]}); save one with torch.export.save"
+            ) from error
+        example = program.example_inputs
+        program = move_to_device_pass(program, "meta")
+        if example is None:
+            args, kwargs = _from_placeholders(program), {}
+        else:
+            args, kwargs = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, example)
+        return torch.export.unflatten(program), tuple(args), dict(kwargs)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Torch logs a traceback of its own for a file that it cannot read; the error says it all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(path)
-    except Exception as error:  # zip, pickle, schema: whatever a foreign file provokes
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise UserError(
-            f"--exported {path}: torch.export cannot load it "
-            f"({type(error).__name__}: {lines[0]}); save one with torch.export.save"
-        ) from error
-    from torch.export.passes import move_to_device_pass
-
-    example = program.example_inputs
-    program = move_to_device_pass(program, "meta")
-    if example is None:
-        args, kwargs = _from_placeholders(program), {}
-    else:
-        args, kwargs = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, example)
-    return torch.export.unflatten(program), tuple(args), dict(kwargs)
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _from_placeholders(program: Any) -> tuple[Any, ...]:

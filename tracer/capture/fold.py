@@ -15,11 +15,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .records import Fold
-
-_PLAIN = (int, float, str, bool, type(None))
 
 
 @contextlib.contextmanager
@@ -29,7 +27,7 @@ def folded(model: nn.Module, layers: int) -> Iterator[tuple[Fold, ...]]:
     folds: list[Fold] = []
     try:
         for owner, name, path, full in _outermost_lists(model):
-            if len(full) != layers:
+            if len(full) != layers or _share_modules(full):
                 continue
             kept, found = _fold_list(path, full)
             if len(kept) < len(full):
@@ -101,33 +99,59 @@ class _Signature(NamedTuple):
     """What two layers must share to run the same program on the same input."""
 
     structure: tuple[Any, ...]  # paths, classes, shapes, dtypes and devices, all the way down
-    settings: tuple[tuple[str, Any], ...]  # plain attributes: eps, head counts, layer_idx, ...
+    settings: tuple[dict[str, Any], ...]  # all other attributes of every module: eps, heads, hooks
 
 
 def _signature(layer: nn.Module) -> _Signature:
     structure: list[Any] = []
-    settings: list[tuple[str, Any]] = []
+    settings: list[dict[str, Any]] = []
     for path, module in layer.named_modules():
         tensors = tuple(
-            (name, tuple(tensor.shape), tensor.dtype, tensor.device.type)
+            (name, tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.requires_grad)
             for table in (module._parameters, module._buffers)
             for name, tensor in table.items()
             if tensor is not None
         )
         structure.append((path, type(module), tensors))
-        settings.extend(
-            (f"{path}.{key}", value)
-            for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and not key.startswith("_")
-        )
+        settings.append({k: v for k, v in vars(module).items() if k not in _STRUCTURE})
     return _Signature(tuple(structure), tuple(settings))
+
+
+_STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 
 def _same(a: _Signature, index_a: int, b: _Signature, index_b: int) -> bool:
     """Equal, but for settings that hold the layer's own position (`layer_idx`)."""
-    if a.structure != b.structure or len(a.settings) != len(b.settings):
+    return a.structure == b.structure and _alike(a.settings, b.settings, index_a, index_b)
+
+
+def _alike(a: Any, b: Any, index_a: int, index_b: int) -> bool:
+    """Whether two attributes mean the same; what cannot be compared is not alike."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
         return False
-    return all(
-        key_a == key_b and (x == y or (x == index_a and y == index_b and type(x) is int))
-        for (key_a, x), (key_b, y) in zip(a.settings, b.settings, strict=True)
-    )
+    if type(a) is int:
+        return a == b or (a == index_a and b == index_b)
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k], index_a, index_b) for k in a)
+    if type(a) in (tuple, list):
+        return len(a) == len(b) and all(
+            _alike(x, y, index_a, index_b) for x, y in zip(a, b, strict=True)
+        )
+    try:
+        return bool(a == b)
+    except Exception:  # an __eq__ that raises, or returns what has no truth value
+        return False
+
+
+def _share_modules(layers: nn.ModuleList) -> bool:
+    """Whether a module or parameter belongs to more than one of the layers."""
+    seen: dict[int, int] = {}
+    for number, layer in enumerate(layers):
+        for item in (*layer.modules(), *layer.parameters()):
+            if seen.setdefault(id(item), number) != number:
+                return True
+    return len({id(layer) for layer in layers}) < len(layers)

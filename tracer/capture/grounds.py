@@ -18,7 +18,10 @@ GROUNDS = (META, VALUES, FAKE, REAL)
 REAL_BATCH, REAL_TOKENS = 1, 64  # the reduced size
 REAL_BYTES = 2 * 10**9  # weights that are worth allocating
 
-_DATA_WORDS = ("meta", "data-dependent", "data dependent", "fake tensor", "faketensor")
+_DATA_WORDS = (
+    "meta", "data-dependent", "data dependent", "datadependent", "dynamicoutputshape",
+    "fake tensor", "faketensor",
+)  # fmt: skip
 
 
 class NotTried(Exception):

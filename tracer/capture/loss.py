@@ -24,7 +24,7 @@ def any_loss(output: Any) -> Tensor:
     """
     loss = getattr(output, "loss", None)
     if isinstance(loss, Tensor):
-        return loss
+        return loss.sum()
     sums = [tensor.sum() for tensor in floating(output) if tensor.requires_grad]
     if not sums:
         raise UserError("training: no floating output depends on a parameter that requires grad")

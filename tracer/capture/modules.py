@@ -8,14 +8,17 @@ again (torch's own trackers guess from hooks and are off by factors on MLA).
 from __future__ import annotations
 
 import threading
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
 from torch.nn.modules import module as nn_module
 
+from . import compat
 from .records import Call
 
+OUTSIDE_TASK = -2  # no module call is open (a graph task has a number from 0, none is -1)
 OUTSIDE = 0  # the call of ops that no module ran: `calls[0]`, path ""
 
 
@@ -25,12 +28,19 @@ class ModuleStack:
     def __init__(self, model: nn.Module | None) -> None:
         self.calls: list[Call] = [Call("", type(model).__name__ if model is not None else "", 0)]
         self.current = OUTSIDE
+        self.task = OUTSIDE_TASK  # the graph task in which the innermost open call was entered
         self._paths: dict[nn.Module, str] = {}
         if model is not None:
             for path, module in model.named_modules():
                 self._paths[module] = path
-        self._stack: list[tuple[nn.Module, int]] = []
+        # Modules that live only for a while must be free to die.
+        self._strangers: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._stack: list[tuple[nn.Module, int, int]] = []
         self._times: dict[str, int] = {}
+        # Layers of a folded list, and how many each stands for. What their owner does after one of
+        # them, before the next, it does as many times: such ops get a call of their own.
+        self.folded: dict[str, int] = {}
+        self.times: dict[int, int] = {}  # call -> times, for the calls made so
         self._handles: list[Any] = []
         self._thread = threading.get_ident()
 
@@ -51,8 +61,10 @@ class ModuleStack:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self._stack.clear()
-        self.current = OUTSIDE
+        self._paths.clear()  # a finished trace does not keep the model alive
+        self.current, self.task = OUTSIDE, OUTSIDE_TASK
 
     # The hooks return None: any other value would replace the module's input or output.
 
@@ -61,30 +73,32 @@ class ModuleStack:
             return
         path = self._paths.get(module)
         if path is None:
-            path = self._stranger(module)
+            path = self._strangers.get(module) or self._stranger(module)
         nth = self._times.get(path, 0)
         self._times[path] = nth + 1
-        self._stack.append((module, self.current))
+        self._stack.append((module, self.current, self.task))
         self.current = len(self.calls)
+        self.task = compat.current_graph_task_id()
         self.calls.append(Call(path, type(module).__name__, nth))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread:
             return
         while self._stack:
-            top, before = self._stack.pop()
-            self.current = before
+            top, self.current, self.task = self._stack.pop()
+            if self.folded and self._paths.get(top) in self.folded:
+                self._between(self.folded[self._paths[top]])
             if top is module:
                 return
+
+    def _between(self, times: int) -> None:
+        self.calls.append(self.calls[self.current])
+        self.current = len(self.calls) - 1
+        self.times[self.current] = times
 
     def _stranger(self, module: nn.Module) -> str:
         """A module that is not in the model's tree: named by its class under its caller."""
         parent = self.calls[self.current].module
         path = f"{parent}.<{type(module).__name__}>" if parent else f"<{type(module).__name__}>"
-        self._paths[module] = path
+        self._strangers[module] = path
         return path
-
-    @property
-    def inside(self) -> bool:
-        """Whether some module call is open."""
-        return bool(self._stack)

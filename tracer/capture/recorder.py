@@ -6,6 +6,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ class _Schema(NamedTuple):
     name: str
     silent: bool  # profiler marks and the like: not work
     composite: bool  # has a decomposition into other aten ops, which are what runs
-    written: tuple[tuple[int, str], ...]  # (position, name) of arguments that the op writes
+    written: tuple[tuple[int, str], ...] = ()  # (position, name) of arguments that the op writes
+    resizes: bool = False  # changes the size of a storage
 
 
 class Recorder(compat.TorchDispatchMode):
@@ -46,8 +48,9 @@ class Recorder(compat.TorchDispatchMode):
         self._notes: list[tuple[Any, ...]] = []
         self._stack = stack
         self._schemas: dict[Any, _Schema] = {}
-        self._call_of_node: dict[int, int] = {}
-        self._last_backward_call = OUTSIDE
+        self._nodes = _Nodes()
+        self._marks: list[bool] = []  # open profiler marks: whether each is an optimizer step
+        self._decomposing: set[Any] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -58,12 +61,11 @@ class Recorder(compat.TorchDispatchMode):
             if torch.Tag.pointwise in getattr(func, "tags", ()):
                 self.pointwise.add(schema.name)
         if schema.silent or self.paused:
+            if schema.name.startswith("profiler."):
+                self._profiler_mark(schema.name, args)
             return func(*args, **(kwargs or {}))
-        if schema.composite:
-            # inference_mode hands over composite ops whole (`linear`, `matmul`): look inside.
-            run = sdpa if func is _SDPA else func.decompose
-            with self:
-                out = run(*args, **(kwargs or {}))
+        if schema.composite and func not in self._decomposing:
+            out = self._decompose(func, args, kwargs or {})
             if out is not NotImplemented:
                 return out
         for kind in types:
@@ -78,20 +80,21 @@ class Recorder(compat.TorchDispatchMode):
         )
         out = func(*args, **kwargs) if kwargs else func(*args)
 
-        if compat.current_graph_task_id() == compat.NO_GRAPH_TASK:
-            call = self._stack.current
-            phase = OPTIMIZER if self.optimizers else FORWARD
-            # The node of this op exists already, so the next number minus one is its own. The
-            # first op to see a number made the node; later ops without a node see it again.
-            self._call_of_node.setdefault(compat.next_sequence_nr() - 1, call)
-        elif self._stack.inside or torch.is_grad_enabled():
-            # A forward inside of a backward node: autograd itself runs without grad mode.
-            call = self._stack.current
-            phase = RECOMPUTE
-            self._call_of_node.setdefault(compat.next_sequence_nr() - 1, call)
+        task = compat.current_graph_task_id()
+        node = None if task == compat.NO_GRAPH_TASK else compat.current_autograd_node()
+        if task == compat.NO_GRAPH_TASK:
+            # A closure of an optimizer runs with grad mode on, the update itself without.
+            updating = self.optimizers > 0 and not torch.is_grad_enabled()
+            phase = OPTIMIZER if updating else FORWARD
+            call = self._nodes.note(self._stack.current)
+        elif self._stack.task == task or (torch.is_grad_enabled() and compat.recomputes(node)):
+            phase = RECOMPUTE  # a forward that runs inside of a backward
+            call = self._nodes.note(self._stack.current)
         else:
             phase = BACKWARD
-            call = self._call_of_current_node()
+            call = self._nodes.call_of(node)
+            if torch.is_grad_enabled():  # create_graph: this op makes a node that has its own
+                self._nodes.note(call)
 
         outputs: Any = ()
         if isinstance(out, Tensor):
@@ -99,6 +102,10 @@ class Recorder(compat.TorchDispatchMode):
         elif isinstance(out, (tuple, list)):
             outputs = tuple(_tensors(self._describe(out, self.tensors.clock)))
         mutates = self._written(schema.written, seen, named) if schema.written else ()
+        if schema.resizes:
+            self.tensors.resized(out)
+        if node is not None and type(node).__name__ == "AccumulateGrad":
+            self._mark_gradient(node, outputs)
         self._notes.append((schema.name, seen, named, outputs, mutates, call, phase))
         self.tensors.clock += 1
         return out
@@ -120,14 +127,31 @@ class Recorder(compat.TorchDispatchMode):
             for name, seen, named, outputs, mutates, call, phase in self._notes
         ]
 
-    def _call_of_current_node(self) -> int:
-        node = compat.current_autograd_node()
-        if node is not None:
-            call = self._call_of_node.get(node._sequence_nr())
-            if call is not None:
-                self._last_backward_call = call
-        # AccumulateGrad and the engine's own additions run right after the node they serve.
-        return self._last_backward_call
+    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Look inside of a composite op (`linear`, `matmul`), as inference_mode hands them over."""
+        # Some decompositions call the op itself again (nested tensors do): then it is one op.
+        self._decomposing.add(func)
+        try:
+            with self:
+                return (sdpa if func is _SDPA else func.decompose)(*args, **kwargs)
+        finally:
+            self._decomposing.discard(func)
+
+    def _profiler_mark(self, name: str, args: Any) -> None:
+        """`Optimizer.step` runs inside a profiler mark, which ends also when the step raises."""
+        if "_enter" in name:
+            optimizer = bool(args) and str(args[0]).startswith("Optimizer.step#")
+            self._marks.append(optimizer)
+            self.optimizers += optimizer
+        elif "_exit" in name and self._marks:
+            self.optimizers -= self._marks.pop()
+
+    def _mark_gradient(self, node: Any, outputs: tuple[At, ...]) -> None:
+        """What an AccumulateGrad node of a parameter writes is the gradient."""
+        parameter = self.tensors.role_of(node.variable)
+        if parameter == "weights":
+            for at in outputs:
+                self.tensors.mark(self.tensors.storage_of(at), "gradients")
 
     def _describe(self, value: Any, born: int = -1) -> Any:
         """Tensors by their place in the table, lists as tuples, dtypes and the like by name.
@@ -155,6 +179,39 @@ class Recorder(compat.TorchDispatchMode):
         return tuple(storages)
 
 
+class _Nodes:
+    """Which module call made an autograd node, by the node's sequence number.
+
+    Numbers grow. The node of an op exists when the hook runs, so the next number minus one is its
+    own; nodes that autograd adds afterwards (an in-place op on a view makes several) lie between
+    it and the next op's, and belong to the same call.
+    """
+
+    def __init__(self) -> None:
+        self._first = compat.next_sequence_nr()
+        self._numbers: list[int] = []
+        self._calls: list[int] = []
+        self._last = OUTSIDE
+
+    def note(self, call: int) -> int:
+        """The op being recorded runs in `call`; returns `call`."""
+        number = compat.next_sequence_nr() - 1
+        # An op that makes no node sees the number of one that is noted, or older than the trace.
+        if number >= self._first and (not self._numbers or number > self._numbers[-1]):
+            self._numbers.append(number)
+            self._calls.append(call)
+        return call
+
+    def call_of(self, node: Any) -> int:
+        """The call that made `node`; what has no number runs right after the node it serves."""
+        if node is not None:
+            number = node._sequence_nr()
+            if number != compat.ACCUMULATE_GRAD_NR:
+                place = bisect.bisect_right(self._numbers, number) - 1
+                self._last = self._calls[place] if place >= 0 else OUTSIDE
+        return self._last
+
+
 def _name(value: Any) -> Any:
     """Names for dtypes, layouts and devices; shapes become tuples; the rest its `repr`."""
     if isinstance(value, torch.Size):
@@ -165,7 +222,9 @@ def _name(value: Any) -> Any:
         return DTYPES[value]
     if isinstance(value, (torch.layout, torch.memory_format)):
         return str(value).removeprefix("torch.")
-    return str(value) if isinstance(value, torch.device) else repr(value)
+    if isinstance(value, (torch.device, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return str(value)
+    return f"<{type(value).__name__}>"
 
 
 def _tensors(value: Any) -> list[At]:
@@ -190,11 +249,11 @@ def _resolve_one(value: Any, refs: list[TensorRef]) -> Any:
 def _read_schema(func: Any) -> _Schema:
     arguments = getattr(func, "_schema", None)
     if arguments is None:  # a higher-order operator
-        return _Schema(f"higher_order.{func}.default", False, False, ())
+        return _Schema(f"higher_order.{func}.default", False, False)
     written = tuple(
         (position, argument.name)
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
     silent = func.namespace in ("profiler", "prim", "debugprims")
-    return _Schema(str(func), silent, compat.is_composite(func), written)
+    return _Schema(str(func), silent, compat.is_composite(func), written, "resize" in str(func))

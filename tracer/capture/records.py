@@ -21,6 +21,9 @@ DTYPE_BITS: Mapping[str, int] = {
     "float8_e4m3fn": 8, "float8_e5m2": 8, "float8_e4m3fnuz": 8, "float8_e5m2fnuz": 8,
     "float8_e8m0fnu": 8, "float4_e2m1fn_x2": 8,
     "quint8": 8, "qint8": 8, "qint32": 32, "quint4x2": 8, "quint2x4": 8,
+    "bits16": 16, **dict.fromkeys(("bits8", "bits4x2", "bits2x4", "bits1x8"), 8),
+    # Sub-byte integers take a byte each.
+    **{f"{sign}int{bits}": 8 for sign in ("", "u") for bits in range(1, 8)},
 }  # fmt: skip
 
 

@@ -55,10 +55,16 @@ def load(path: str | Path) -> Trace:
         raise UserError(f"{path} is not a trace file or is damaged: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"{path} is JSON, but not a trace")
-    if document["version"] > VERSION:
-        raise UserError(
-            f"{path} has trace format {document['version']}; this version reads up to {VERSION}"
-        )
+    version = document.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f"{path} has trace format {version}; this version reads up to {VERSION}")
+    try:
+        return _trace(document)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is not a whole trace: {type(error).__name__} {error}") from error
+
+
+def _trace(document: dict[str, Any]) -> Trace:
     return Trace(
         ops=[
             Op(name, _decode(args), {k: _decode(v) for k, v in kwargs.items()}, _decode(outputs),

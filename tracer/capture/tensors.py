@@ -89,8 +89,33 @@ class TensorTable:
             watch.key, watch.sid = key, sid
             self._watches.append(watch)
         if role is not None:
-            self._roles.setdefault(sid, role)
+            self.mark(sid, role)
         return sid
+
+    def mark(self, sid: int, role: str) -> None:
+        """Tell what a storage is for; the first role counts."""
+        self._roles.setdefault(sid, role)
+
+    def identify(self, tensor: Tensor, role: str) -> int:
+        """The storage id of `tensor`, which existed before the trace or is known, with its role."""
+        sid: int = self.rows[self.see(tensor, -1)][3]
+        self.mark(sid, role)
+        return sid
+
+    def role_of(self, tensor: Tensor) -> str | None:
+        """The role of `tensor`'s storage, if both are known."""
+        try:
+            sid = self._ids.get(compat.storage_key(tensor.untyped_storage()))
+        except (RuntimeError, NotImplementedError):
+            return None
+        return None if sid is None else self._roles.get(sid)
+
+    def resized(self, tensor: Tensor) -> None:
+        """Note the new size of a storage that an op has resized."""
+        storage = tensor.untyped_storage()
+        sid = self._ids.get(compat.storage_key(storage))
+        if sid is not None:
+            self._nbytes[sid] = max(self._nbytes[sid], storage.nbytes())
 
     def detach(self) -> None:
         """Drop the watch on live storages, so that deaths after the trace are not written."""
@@ -122,7 +147,8 @@ class TensorTable:
 
     def _without_storage(self, tensor: Tensor, born: int) -> tuple[Any, ...]:
         """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
-        shape = tuple(int(size) for size in tensor.size()) if not tensor.is_nested else ()
+        nested = tensor.is_nested or tensor.layout == torch.jagged
+        shape = (tensor.numel(),) if nested else tuple(int(size) for size in tensor.size())
         stride, step = [], 1
         for size in reversed(shape):
             stride.append(step)

@@ -119,14 +119,14 @@ _BINARY = {"add", "mul"}
 
 def eager_ops(table: Table) -> Iterator[Sample]:
     """The ops without matrix work of an eager forward; see `eager_row`."""
-    for row, _, sample in eager_rows(table):
+    for _row, _, sample in eager_rows(table):
         if sample is not None and sample.family == "elementwise":
             yield sample
 
 
 def eager_rows(table: Table) -> Iterator[tuple[Row, float, Sample | None]]:
     """Every line with how often it ran and its sample, None where no family takes it."""
-    table.need("device", "op", "input_dims", "dtypes", "count", "kernel_us_median")
+    table.need("device", "op", "input_dims", "dtypes", "count", "kernel_us_median", "kernel_us_sum")
     for row in table:
         yield row, row.size("count"), eager_row(row)
 

@@ -28,6 +28,8 @@ _SM_FLOPS = 989.4e12 / 132  # BF16 FLOP/s of one SM
 _CLOCK = 1.83e9
 _FP32_A_CYCLE = 256  # FP32 FLOP a cycle and SM on NVIDIA since Ampere
 _MMA_ROWS = {"blackwell": 128.0}  # tcgen05; wgmma and flash tiles of others have 64
+_SWITCHES = {"hopper", "blackwell"}  # NVSwitch adds up from its third generation on
+_ALIKE = 1.25  # ratio of matrix peaks of one SM, up to which two chips run in one regime
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,19 @@ class Calibration:
         return self.families[family]
 
     def status(self) -> str:
-        """How far the chip's own measurements are behind its constants: the weakest family."""
-        generations = {load_chip(chip).generation for chip in set(self.origin.values())}
-        if generations != {self.chip.generation}:
-            return FOREIGN
-        return OWN if set(self.origin.values()) == {self.chip.id} else SIBLING
+        """How far the chip's own measurements are behind its constants: the weakest family.
+
+        A chip whose SMs are capped far below their siblings' (H20) is not in their power regime.
+        """
+        sources = [load_chip(chip) for chip in set(self.origin.values()) - {self.chip.id}]
+        if not sources:
+            return OWN
+        alike = all(
+            source.generation == self.chip.generation
+            and 1 / _ALIKE < _sm_peak(source) / _sm_peak(self.chip) < _ALIKE
+            for source in sources
+        )
+        return SIBLING if alike else FOREIGN
 
     def note(self) -> str:
         """One line that says whose constants the seconds rest on."""
@@ -72,7 +82,7 @@ class Calibration:
         if status == FOREIGN:
             return (
                 f"{self.chip.name}: UNCALIBRATED: kernel constants measured on {owner}{others}, "
-                "another generation, with this chip's datasheet"
+                "another kind of chip, with this one's datasheet"
             )
         if status == SIBLING:
             return f"{self.chip.name}: kernel constants measured on {owner}{others}"
@@ -131,6 +141,12 @@ def _nearest(family: str, generation: str) -> Chip:
     return found
 
 
+def _sm_peak(chip: Chip) -> float:
+    """Matrix FLOP/s of one SM in the precision that most chips have."""
+    peak = chip.peak.get("bf16") or max(chip.peak.values())
+    return float(peak / (chip.sm_count or 1))
+
+
 def rates(chip: Chip, precision: str, *, clock: float = 1.0, reserved_sms: float = 0.0) -> Rates:
     """Datasheet figures for a precision; `clock` is the share of the quoted clock that holds.
 
@@ -148,4 +164,5 @@ def rates(chip: Chip, precision: str, *, clock: float = 1.0, reserved_sms: float
         (chip.clock or implied) * clock,
         chip.link_bandwidth or chip.nic_bandwidth or 0.0,
         _MMA_ROWS.get(chip.generation, 64.0),
+        chip.generation in _SWITCHES,
     )

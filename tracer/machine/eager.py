@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tracer.hardware import load_chip
 
-from .calibration import calibration_of, rates
-from .families import PRECISIONS, predict
+from .calibration import Calibration, calibration_of, rates
+from .families import PRECISIONS, predict, prompt
 from .kernels import prefill
 from .measured import COLUMNS, Row, Sample
-
-if TYPE_CHECKING:
-    from .calibration import Calibration
 
 CLASSES = {
     "gemm": "gemm", "attention_prefill": "attention", "contiguous": "elementwise, contiguous",
@@ -64,8 +60,9 @@ def score_eager(name: str, rows: Sequence[tuple[Row, float, Sample | None]]) -> 
     classes: dict[str, tuple[float, float]] = {}
     unmodelled, chip = 0.0, ""
     for row, count, sample in rows:
+        total = row.microseconds("kernel_us_sum") * 1e3
         if sample is None:
-            unmodelled += row.microseconds("kernel_us_median") * count * 1e3
+            unmodelled += total
             continue
         chip = sample.chip
         key = sample.family
@@ -73,8 +70,7 @@ def score_eager(name: str, rows: Sequence[tuple[Row, float, Sample | None]]) -> 
             key = ACCESS[int(sample.values[0])]
         seconds = eager_seconds(sample, calibration_of(load_chip(chip)))
         predicted, measured = classes.get(CLASSES[key], (0.0, 0.0))
-        measured += sample.seconds * count * 1e3
-        classes[CLASSES[key]] = (predicted + seconds * count * 1e3, measured)
+        classes[CLASSES[key]] = (predicted + seconds * count * 1e3, measured + total)
     return EagerScore(name, chip, classes, unmodelled)
 
 
@@ -83,9 +79,6 @@ def eager_seconds(sample: Sample, cal: Calibration) -> float:
     columns = dict(zip(COLUMNS[sample.family], (np.array([v]) for v in sample.values), strict=True))
     if sample.family != "attention_prefill":
         return float(predict(sample.family, columns, cal)[0])
-    heads, kv_heads, batch, keys, size = sample.values
     r = rates(cal.chip, PRECISIONS[sample.family])
-    shape = (batch, heads, kv_heads, keys, keys, size, size)
-    share = (keys + 1) / (2 * keys)
     constants = cal["attention_prefill"]
-    return float(prefill(*shape, r, constants, cal["power"], share=share, portable=True).seconds)
+    return float(prefill(prompt(columns), r, constants, cal["power"], portable=True).seconds[0])

@@ -10,7 +10,18 @@ import numpy as np
 from tracer.hardware import Chip
 
 from .calibration import Calibration, rates
-from .kernels import collective, decode, elementwise, gemm, gemm_fp8, layer, prefill, quantise
+from .kernels import (
+    Cached,
+    Prompt,
+    collective,
+    decode,
+    elementwise,
+    gemm,
+    gemm_fp8,
+    layer,
+    prefill,
+    quantise,
+)
 from .measured import Array
 
 PRECISIONS = {
@@ -20,7 +31,7 @@ PRECISIONS = {
 }  # fmt: skip
 
 # Head sizes of DeepSeek's MLA: query-key and value in prefill, latent and its value part in decode.
-MLA_PREFILL, MLA_DECODE = (192, 128), (576, 512)
+MLA_PREFILL, MLA_DECODE = (192.0, 128.0), (576.0, 512.0)
 
 
 def predict(family: str, x: Mapping[str, Array], cal: Calibration) -> Array:
@@ -35,24 +46,10 @@ def predict(family: str, x: Mapping[str, Array], cal: Calibration) -> Array:
         serial = cal["gemm"].serial
         seconds = gemm_fp8(x["m"], x["n"], x["k"], r, c, power, serial, block=block).seconds
         seconds = seconds + quantise(x["m"], x["k"], r, c, block=block)
-    elif family == "attention_prefill":
-        s, d = x["keys"], x["size"]
-        args = (x["batch"], x["heads"], x["kv_heads"], s, s, d, d)
-        seconds = prefill(*args, r, c, power, share=(s + 1) / (2 * s)).seconds
-    elif family == "mla_prefill":
-        s = x["keys"]
-        args = (x["batch"], x["heads"], x["heads"], s, s, *MLA_PREFILL)
-        seconds = prefill(*args, r, c, power, share=(s + 1) / (2 * s)).seconds
-    elif family == "attention_decode":
-        rows = x["heads"] / x["kv_heads"]
-        cache = 2.0 * x["batch"] * x["kv_heads"] * x["keys"] * 2 * x["size"]
-        args = (x["batch"], x["kv_heads"], rows, x["keys"], x["size"], x["size"], cache)
-        seconds = decode(*args, r, c, power).seconds
-    elif family == "mla_decode":
-        cache = 2.0 * x["batch"] * x["keys"] * MLA_DECODE[0]
-        one = np.ones_like(cache)
-        args = (x["batch"], one, x["heads"], x["keys"], *MLA_DECODE, cache)
-        seconds = decode(*args, r, c, power).seconds
+    elif family in ("attention_prefill", "mla_prefill"):
+        seconds = prefill(prompt(x), r, c, power).seconds
+    elif family in ("attention_decode", "mla_decode"):
+        seconds = decode(cached(x), r, c).seconds
     elif family == "grouped":
         shape = (x["tokens"], x["top_k"], x["experts"], x["hidden"], x["inner"])
         seconds = layer(*shape, r, c, power).seconds
@@ -61,6 +58,26 @@ def predict(family: str, x: Mapping[str, Array], cal: Calibration) -> Array:
     else:
         seconds = collective(x["bytes"], x["ranks"], x["reduces"], r, c).seconds
     return np.asarray(seconds, dtype=np.float64)
+
+
+def prompt(x: Mapping[str, Array]) -> Prompt:
+    """Columns of a causal prefill; without a head size they are MLA's."""
+    keys, heads = x["keys"], x["heads"]
+    size, size_v = (x["size"], x["size"]) if "size" in x else MLA_PREFILL
+    kv_heads = x.get("kv_heads", heads)
+    share = (keys + 1) / (2 * keys)
+    return Prompt(x["batch"], heads, kv_heads, keys, keys, size, size_v, share)
+
+
+def cached(x: Mapping[str, Array]) -> Cached:
+    """Columns of a decode of one token a sequence; without a head size they are MLA's."""
+    batch, keys = x["batch"], x["keys"]
+    if "size" not in x:
+        latent, value = MLA_DECODE
+        return Cached(batch, 1.0, x["heads"], keys, latent, value, 2 * batch * keys * latent)
+    kv_heads, size = x["kv_heads"], x["size"]
+    nbytes = 2 * batch * kv_heads * keys * 2 * size
+    return Cached(batch, kv_heads, x["heads"] / kv_heads, keys, size, size, nbytes)
 
 
 def roofline(family: str, x: Mapping[str, Array], chip: Chip) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from .measured import Array
 SCALE = 0.05  # residuals beyond it weigh less: noise of two backends, not of the model
 SIZE_CLASSES = ((0.0, 20e-6), (20e-6, 100e-6), (100e-6, np.inf))  # s, as in the accuracy table
 ROWS_A_CONSTANT = 3
-ALIKE = 4  # rows that miss together
+ALIKE = 2  # rows that miss together
 MAX_CONDITION = 300.0  # of the scaled Jacobian
 FLAT = 1e-3  # mean change of the log of time by the log of a constant that still counts
 _STEP = 1e-5
@@ -120,7 +120,7 @@ def _minimise(
             trial = np.minimum(point - np.clip(step, -1, 1), limit)
             then = residuals(trial)
             if then @ then < now @ now:
-                moved = (now @ now - then @ then) > 1e-9 * (now @ now)
+                moved = bool(now @ now - then @ then > 1e-9 * (now @ now))
                 point, now, damping = trial, then, damping / 3
                 break
             damping *= 4

@@ -15,7 +15,9 @@ import numpy as np
 from ..cost import Ledger
 from .calibration import Calibration, rates
 from .kernels import (
+    Cached,
     Estimate,
+    Prompt,
     Rates,
     decode,
     elementwise,
@@ -94,11 +96,10 @@ def group_seconds(group: Group, cal: Calibration, conditions: Conditions) -> Est
     precision = group.precision
     if precision == "fp32" and conditions.fp32_as in cal.chip.peak:
         precision = conditions.fp32_as
-    r = rates(
-        cal.chip, precision, clock=conditions.clock, reserved_sms=conditions.reserved_sms
-    )
+    r = rates(cal.chip, precision, clock=conditions.clock, reserved_sms=conditions.reserved_sms)
     r = r._replace(matrix=r.matrix * conditions.matrix, memory=r.memory * conditions.memory)
-    return _FAMILIES[group.family](group.columns, r, cal, conditions)
+    seconds: Estimate = _FAMILIES[group.family](group.columns, r, cal, conditions)
+    return seconds
 
 
 def families_of(group: Group) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ def families_of(group: Group) -> tuple[str, ...]:
 
 
 _LEANS_ON = {
-    "gemm": ("power",), "gemm_fp8": ("gemm", "power"), "gemm_fp8_block": ("gemm", "power"),
+    "gemm": ("power",), "gemm_fp8": ("gemm", "power"), "gemm_fp8_block": ("gemm",),
     "attention_prefill": ("power",), "mla_prefill": ("power",), "grouped": ("gemm", "power"),
     OTHER: ("power",),
 }  # fmt: skip
@@ -142,20 +143,15 @@ def _small(x: Columns, r: Rates, cal: Calibration, family: str) -> Estimate:
 
 def _prefill(family: str) -> Any:
     def seconds(x: Columns, r: Rates, cal: Calibration, conditions: Conditions) -> Estimate:
-        names = ("batch", "heads", "kv_heads", "queries", "keys", "size", "size_v")
-        shape = [x[name] for name in names]
-        return prefill(
-            *shape, r, cal[family], cal["power"], share=x["share"], passes=x["passes"],
-            portable=conditions.portable,
-        )  # fmt: skip
+        shape = Prompt(**x)
+        return prefill(shape, r, cal[family], cal["power"], portable=conditions.portable)
 
     return seconds
 
 
 def _decode(family: str) -> Any:
     def seconds(x: Columns, r: Rates, cal: Calibration, _: Conditions) -> Estimate:
-        names = ("batch", "kv_heads", "rows", "keys", "size", "size_v", "cache")
-        return decode(*[x[name] for name in names], r, cal[family], cal["power"])
+        return decode(Cached(**x), r, cal[family])
 
     return seconds
 

@@ -37,9 +37,9 @@ class Timing:
 
     Attributes:
         model: "kernels" (a formula a family, with measured constants) or "roofline".
-        launch: in the roofline, seconds between kernels that nothing overlaps. The default is the floor of a GEMM
-            node in a CUDA graph on Hopper (2.6 µs for 128×128×128 BF16 on an H200); eager mode adds
-            4 to 10 µs a kernel on the host.
+        launch: in the roofline, seconds between kernels that nothing overlaps. The default is the
+            floor of a GEMM node in a CUDA graph on Hopper (2.6 µs for 128×128×128 BF16 on an H200).
+            The kernel model has launches of its own, by family.
         matmul_efficiency: share of the matrix peak that is there; 1 is the datasheet. In the
             kernel model it comes on top of what kernels reach.
         memory_efficiency: the same of the memory bandwidth.

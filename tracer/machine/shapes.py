@@ -25,7 +25,8 @@ from ..cost.work import (
     ROW,
     SORT,
 )
-from .kernels import CLASSES, CONTIGUOUS, GATHER as GATHERED, REDUCE, SCALAR
+from .kernels import CLASSES, CONTIGUOUS, REDUCE, SCALAR
+from .kernels import GATHER as GATHERED
 
 OTHER = "other"  # matrix work without a known shape
 
@@ -82,7 +83,7 @@ Found = tuple[str, dict[str, float]] | None
 
 
 def _product(op: Op, flops: float, moved: float, precision: str) -> Found:
-    """[batch, m, k] @ [batch, k, n]; k follows from the FLOPs, convolutions as implicit products."""
+    """[batch, m, k] @ [batch, k, n]; k from the FLOPs, convolutions as implicit products."""
     out = op.outputs[0].shape
     batch, n = 1.0, float(out[-1]) if out else 1.0
     m = op.outputs[0].numel / n if n else 0.0
@@ -108,7 +109,7 @@ def _block_scaled(op: Op) -> bool:
     tensors = list(op.inputs())
     scales = [ref for ref in tensors[2:] if ref.dtype.startswith("float") and len(ref.shape) == 2]
     return bool(tensors) and any(
-        1 < min(ref.shape) and ref.numel < tensors[0].numel for ref in scales
+        min(ref.shape) > 1 and ref.numel < tensors[0].numel for ref in scales
     )
 
 
@@ -163,7 +164,7 @@ def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted:
         family = "mla_decode" if size_v >= _LATENT else "attention_decode"
         return family, {
             "batch": batch, "kv_heads": kv_heads, "rows": rows, "keys": keys, "size": size,
-            "size_v": size_v, "cache": max(moved - own, 0.0),
+            "size_v": size_v, "nbytes": max(moved - own, 0.0),
         }  # fmt: skip
     family = "attention_prefill" if size == size_v else "mla_prefill"
     passes = (flops + recomputed) / forward
@@ -186,8 +187,8 @@ _FUSED_ROWS = ("softmax", "layer_norm", "rms_norm", "group_norm", "batch_norm", 
 def access_of(op: Op, kernel: Kernel, compiled: bool) -> str:
     """How a kernel without matrix work reaches memory.
 
-    A compiled kernel is written for its shapes and streams, unless it gathers. Otherwise a single op
-    runs as torch has it: with vector loads only if all operands are contiguous and of one shape.
+    A compiled kernel is written for its shapes and streams, unless it gathers. Otherwise a single
+    op runs as torch has it: with vector loads only if all operands are contiguous and of one shape.
     """
     name = op.overload_packet.rpartition(".")[2]
     if len(kernel.parts) > 1 or kernel.kind == OPTIMIZER or name.startswith("_foreach"):

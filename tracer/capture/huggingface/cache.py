@@ -35,8 +35,13 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is un
     def __init__(self, capacity: int, filled: int, sliding: bool = False) -> None:
         super().__init__()
         self.capacity = capacity
-        self.length = filled
+        self.fill(filled)
         self.is_sliding = sliding
+
+    def fill(self, tokens: int) -> None:
+        """Say that so many tokens were computed before."""
+        self.length = tokens
+        self.place = tokens  # where the next one goes, modulo the capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate [B, H, capacity, D] for keys and for values."""
@@ -57,11 +62,15 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is un
         new = key_states.shape[2]
         before, self.length = self.length, self.length + new
         kept = min(new, self.capacity)
-        start = before % self.capacity if self.is_sliding else before
-        start = min(start, self.capacity - kept)
+        start = self.place % self.capacity
+        first = min(kept, self.capacity - start)  # what is left goes to the ring's beginning
+        self.place = start + kept
         assert self.keys is not None and self.values is not None
         for held, states in ((self.keys, key_states), (self.values, value_states)):
-            held[:, :, start : start + kept] = states[:, :, new - kept :]
+            states = states[:, :, new - kept :]
+            held[:, :, start : start + first] = states[:, :, :first]
+            if first < kept:
+                held[:, :, : kept - first] = states[:, :, first:]
         if self.is_sliding and before == 0:
             return key_states, value_states  # a prefill longer than the window sees all of itself
         visible = min(self.length, self.capacity)
@@ -91,8 +100,14 @@ class InPlaceHybrid(LinearAttentionLayer, InPlaceLayer):  # type: ignore[misc]
 
 
 def in_place_cache(config: Any, capacity: int, filled: int) -> Any:
-    """A cache for `config`'s decoder; layers of kinds unknown here stay transformers' own."""
-    cache = DynamicCache(config=config)
+    """A cache for `config`'s decoder; layers of kinds unknown here stay transformers' own.
+
+    None where transformers itself can make no cache from the config.
+    """
+    try:
+        cache = DynamicCache(config=config)
+    except (AttributeError, ValueError, TypeError, KeyError):
+        return None
     for index, layer in enumerate(cache.layers):
         kind = type(layer)
         if kind is DynamicLayer:
@@ -111,7 +126,8 @@ def in_place_cache(config: Any, capacity: int, filled: int) -> Any:
 
 def encoder_decoder_cache(config: Any, capacity: int, filled: int) -> Any:
     """Self-attention in place; cross-attention keys are written once, by the first call."""
-    return EncoderDecoderCache(in_place_cache(config, capacity, filled), DynamicCache())
+    own = in_place_cache(config, capacity, filled) or DynamicCache()
+    return EncoderDecoderCache(own, DynamicCache())
 
 
 def needs_warming(cache: Any) -> str:
@@ -133,7 +149,7 @@ def set_filled(cache: Any, filled: int) -> None:
     """Say that the layers written in place hold `filled` tokens."""
     for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ()):
         if isinstance(layer, InPlaceLayer):
-            layer.length = filled
+            layer.fill(filled)
 
 
 def tensors_of(tree: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from ...errors import UserError
 from ..program import DECODE, INFERENCE, PREFILL, TRAINING
+from .config import text_config
 
 # Where a config names no architecture: the most specific task that its type has a class for.
 _TASKS = (
@@ -49,7 +50,7 @@ def model_class(config: Any) -> Any:
 def fitting_config(config: Any) -> Any:
     """`config`, or the text part of it where the class is the language model of a larger one."""
     wanted = getattr(model_class(config), "config_class", None)
-    text = config.get_text_config()
+    text = text_config(config)
     if wanted is not None and not isinstance(config, wanted) and isinstance(text, wanted):
         text.architectures = config.architectures
         return text
@@ -87,7 +88,7 @@ def is_causal_lm(model: Any) -> bool:
     parameters = forward_parameters(model)
     if is_encoder_decoder(model) or "input_ids" not in parameters or not model.can_generate():
         return False
-    text = model.config.get_text_config()
+    text = text_config(model.config)
     if task_class("MASKED_LM", kind) is not None and not getattr(text, "is_decoder", False):
         # An encoder's class may inherit `generate`; without is_decoder it attends both ways.
         masked = type(model).__name__ == task_class("MASKED_LM", kind)

@@ -66,14 +66,21 @@ def with_layers(config: Any, layers: int) -> Any:
 
 def _cut(raw: dict[str, Any], layers: int) -> bool:
     """Shorten in place; whether there was something to shorten."""
+    if any(isinstance(raw.get(key), (list, tuple)) for key in _STAGES):
+        for key in _STAGES:
+            if isinstance(raw.get(key), (list, tuple)):
+                raw[key] = [min(stage, layers) for stage in raw[key]]
+        return True  # what else is listed is listed by stage
+    if "stage_names" in raw:  # one a layer, in backbones: the shorter one outputs its last
+        for key in ("stage_names", "out_features", "out_indices"):
+            raw.pop(key, None)
     before = {raw[key] for key in _DEPTHS if isinstance(raw.get(key), int) and raw[key] > 0}
     found = bool(before)
     for key, value in raw.items():
         if key in _DEPTHS and isinstance(value, int):
             raw[key] = min(value, layers)
-        elif key in _STAGES and isinstance(value, (list, tuple)):
-            raw[key] = [min(stage, layers) for stage in value]
-            found = True
+        elif key == "num_kv_shared_layers" and isinstance(value, int) and value >= layers:
+            raw[key] = 0  # the last layers borrow keys from those before, of which some must stay
         elif isinstance(value, (list, str)) and len(value) in before and _per_layer(key, value):
             raw[key] = value[:layers]
         elif isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
@@ -89,6 +96,14 @@ def _per_layer(key: str, value: list[Any] | str) -> bool:
     if isinstance(value, str):
         return "pattern" in key
     return "id2label" not in key and key not in ("architectures",)
+
+
+def text_config(config: Any) -> Any:
+    """The part of the config that is about text; of several, the decoder's."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # more than one
+        return config.get_text_config(decoder=True)
 
 
 def is_uniform(config: Any) -> bool:

@@ -50,16 +50,26 @@ def make_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Tens
     """
     ask = Ask(model, model.config, batch, seq, device)
     parameters = forward_parameters(model)
-    wanted = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
+    wanted = _required(model)
     wanted += [name for name in _main_inputs(model) if name in parameters and name not in wanted]
     if is_encoder_decoder(model) and "decoder_input_ids" not in wanted:
         wanted.append("decoder_input_ids")
     wanted += _companions(model, wanted, parameters)
     return {name: make(name, ask) for name in dict.fromkeys(wanted)}
+
+
+def required_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Tensor]:
+    """Only the inputs without a default."""
+    ask = Ask(model, model.config, batch, seq, device)
+    return {name: make(name, ask) for name in _required(model)}
+
+
+def _required(model: Any) -> list[str]:
+    return [
+        name
+        for name, p in forward_parameters(model).items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
 
 
 def make(name: str, ask: Ask) -> Tensor:
@@ -224,7 +234,7 @@ def _future_features(ask: Ask) -> Tensor:
 
 
 def _time_features(ask: Ask) -> int:
-    return int(sizes.find(ask.config, "num_time_features", default=0)) or 1
+    return int(sizes.find(ask.config, "num_time_features", default=0))
 
 
 _MAKERS: dict[str, Maker] = {

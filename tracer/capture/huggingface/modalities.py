@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from . import sizes
-from .classes import forward_parameters
+from .classes import forward_parameters, is_causal_lm, is_encoder_decoder
+from .config import text_config
 from .inputs import Ask, make
 
 _KINDS = (("pixel_values", "image"), ("input_features", "audio"))
@@ -23,6 +24,8 @@ _TEXT_ID = 1  # any id that is no placeholder
 def media_kind(model: Any) -> str | None:
     """Whether a language model takes "image"s or "audio"; None for text alone."""
     parameters = forward_parameters(model)
+    if not (is_causal_lm(model) or is_encoder_decoder(model)):
+        return None
     for name, kind in _KINDS:
         if name in parameters and hasattr(model, f"get_{kind}_features"):
             return kind
@@ -79,5 +82,5 @@ def _features(model: Any, kind: str, media: dict[str, Tensor]) -> int:
         features = out[0] if isinstance(out, tuple) else out
     if isinstance(features, Tensor):
         features = [features]
-    width = model.config.get_text_config().hidden_size
+    width = text_config(model.config).hidden_size
     return sum(int(f.numel()) // int(width) for f in features)

@@ -9,14 +9,17 @@ grouped matmuls where transformers offers that.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...errors import UserError
 from ..grounds import (
+    FAKE,
     GROUNDS,
     REAL,
     REAL_BATCH,
@@ -40,8 +43,8 @@ from .classes import (
     model_class,
     phases_of,
 )
-from .config import first_line, is_uniform, quiet, read_config, with_layers
-from .inputs import make_inputs
+from .config import first_line, is_uniform, quiet, read_config, text_config, with_layers
+from .inputs import make_inputs, required_inputs
 from .masks import tracer_mask
 from .modalities import media_inputs, media_kind
 
@@ -82,12 +85,15 @@ class HuggingFaceProgram:
         self._given = inputs
         self._media = True
         self._own_cache = False
+        self._experts = "grouped_mm"
         self._attention = _OURS
         self._modules: dict[str, Any] = {}
+        if _without_layerdrop(self.config):
+            self.cures.append("layerdrop off: every layer runs in every step")
         with quiet():
             model = self._build("meta")
             self.phases = phases_of(model)
-            text = self.config.get_text_config()
+            text = text_config(self.config)
             one_stack = is_causal_lm(model) and is_uniform(text)
         self.layers = getattr(text, "num_hidden_layers", 0) if one_stack else 0
         self.source = f"transformers {type(model).__name__}"
@@ -121,12 +127,17 @@ class HuggingFaceProgram:
 
     def _module(self, ground: str) -> Any:
         device = device_of(ground)
-        key = device if ground != "fake" else ground
+        key = device if ground != FAKE else ground
         if key not in self._modules:
             if ground == REAL and self._bytes() > REAL_BYTES:
                 raise NotTried
-            with quiet():
-                self._modules[key] = self._build(device)
+            if ground == FAKE:
+                # Not built anew: initialisation asks random numbers for their values.
+                model = copy.deepcopy(self._modules["meta"])
+                self._modules[key] = model.to_empty(device=device)
+            else:
+                with quiet():
+                    self._modules[key] = self._build(device)
         return self._modules[key]
 
     def _bytes(self) -> int:
@@ -143,13 +154,14 @@ class HuggingFaceProgram:
             except UserError:
                 raise
             except Exception as error:  # a class may refuse an implementation in its own way
-                failure = failure or error
+                failure = error
                 continue
             self._attention = attention
             if getattr(type(model), "_can_set_experts_implementation", lambda: False)():
-                model.set_experts_implementation("grouped_mm")
+                model.set_experts_implementation(self._experts)
             if device == "meta":
-                self._modules["meta"] = model
+                # Parameters from legacy constructors (`torch.Tensor(n)`) heed no default device.
+                self._modules["meta"] = model.to("meta")
             return model
         assert failure is not None
         raise UserError(
@@ -203,7 +215,8 @@ class HuggingFaceProgram:
         name = cache_name(model)
         if phase == PREFILL and name is not None and self._in_place(model):
             cache = caches.in_place_cache(self.config, seq, 0)
-            inputs[name] = cache
+            if cache is not None:
+                inputs[name] = cache
         if "use_cache" in parameters:
             inputs["use_cache"] = phase == PREFILL
         holder: list[Any] = [cache]
@@ -222,8 +235,8 @@ class HuggingFaceProgram:
     def _decode(self, model: Any, batch: int, seq: int, context: int, device: str) -> Run:
         """One token after `context - 1`; states that must exist first come from a warm-up call."""
         name = cache_name(model)
-        ours = self._in_place(model)
-        cache = caches.in_place_cache(self.config, context, 0) if ours else None
+        cache = caches.in_place_cache(self.config, context, 0) if self._in_place(model) else None
+        ours = cache is not None
         need = caches.needs_warming(cache) if ours else "full"
         before = {"": 0, "short": min(_WARM_TOKENS, context - 1), "full": context - 1}[need]
         notes = []
@@ -265,13 +278,14 @@ class HuggingFaceProgram:
         config = self.config
         cache = caches.encoder_decoder_cache(config, context, 0)
         inputs = self._inputs(model, INFERENCE, batch, seq, device)
-        start = {k: v[:, :1] for k, v in inputs.items() if k == "decoder_input_ids"}
-        warm = inputs | start | {"past_key_values": cache, "use_cache": True}
-        out = model(**warm)
+        decoder = {k: v for k, v in inputs.items() if k.startswith("decoder")}
+        decoder["decoder_input_ids"] = decoder["decoder_input_ids"][:, :1]
+        encoded = model.get_encoder()(**_accepted(model.get_encoder(), inputs))
+        if isinstance(encoded, tuple):
+            encoded = BaseModelOutput(*encoded[:1])
+        step = decoder | {"encoder_outputs": encoded, "past_key_values": cache, "use_cache": True}
+        model(**step)  # fills the cross-attention's keys
         caches.set_filled(cache, context - 1)
-        step = {k: v for k, v in inputs.items() if k not in _encoder_inputs(inputs)} | start
-        hidden = out.encoder_last_hidden_state
-        step |= {"encoder_outputs": (hidden,), "past_key_values": cache, "use_cache": True}
 
         def forward() -> Any:
             with quiet():
@@ -292,10 +306,14 @@ class HuggingFaceProgram:
     def _inputs(self, model: Any, phase: str, batch: int, seq: int, device: str) -> dict[str, Any]:
         if self._given:
             return {str(spec.name): spec.tensor(batch, seq, seq, device) for spec in self._given}
+        inputs: dict[str, Any] = {}
         if is_causal_lm(model):
-            inputs = self._text(model, batch, seq, device)
-            return inputs | media_inputs(model, batch, seq, device) if self._media else inputs
-        inputs = dict(make_inputs(model, batch, seq, device))
+            inputs |= required_inputs(model, batch, seq, device)
+            inputs |= self._text(model, batch, seq, device)
+        else:
+            inputs |= make_inputs(model, batch, seq, device)
+        if self._media and media_kind(model) is not None:
+            return inputs | media_inputs(model, batch, seq, device)
         if "attention_mask" in forward_parameters(model) and "pixel_values" not in inputs:
             ids = inputs.get("input_ids")
             if isinstance(ids, Tensor):
@@ -313,7 +331,7 @@ class HuggingFaceProgram:
         return inputs
 
     def _loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        vocabulary = getattr(self.config.get_text_config(decoder=True), "vocab_size", None)
+        vocabulary = getattr(text_config(self.config), "vocab_size", None)
         ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
 
         def loss(out: Any) -> Tensor:
@@ -338,6 +356,8 @@ class HuggingFaceProgram:
             return self._rebuild(_SPARSE_NOTE, attention="sdpa")
         if self.dtype == "bf16" and any(words in text for words in _MIXED):
             return self._rebuild(_MIXED_NOTE, dtype="fp32")
+        if "mat_a stride" in text and self._experts == "grouped_mm":
+            return self._rebuild(_ALIGN_NOTE, experts="eager")
         if self._own_cache is False and isinstance(error, IndexError):
             self._own_cache = True  # more layers ask for a cache than the config has
             return True
@@ -349,8 +369,12 @@ class HuggingFaceProgram:
             return self._rebuild(_MASK_NOTE, attention="sdpa")
         return False
 
-    def _rebuild(self, note: str, attention: str | None = None, dtype: str | None = None) -> bool:
+    def _rebuild(
+        self, note: str, attention: str | None = None, dtype: str | None = None,
+        experts: str | None = None,
+    ) -> bool:  # fmt: skip
         self._attention = attention or self._attention
+        self._experts = experts or self._experts
         self.dtype = dtype or self.dtype
         self._modules.clear()
         self.cures.append(note)
@@ -361,9 +385,14 @@ class HuggingFaceProgram:
 
 _ATTENTIONS = (_OURS, "sdpa", "eager")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_MIXED = ("scalar type", "same dtype")  # of torch's complaints about operands of two precisions
+_MIXED = (
+    "scalar type",
+    "same dtype",
+    "Unsupported dtype BFloat16",
+)  # of torch's complaints about operands of two precisions
 _MIXED_NOTE = "in fp32: the model mixes precisions when it is built in bf16"
 _MASK_NOTE = "attention as transformers' sdpa: the model looks into its mask"
+_ALIGN_NOTE = "experts one by one: their width is no multiple of 16 bytes, as grouped matmuls need"
 _SPARSE_NOTE = (
     "attention over chosen keys is computed over all of them and masked, as transformers' sdpa does"
 )
@@ -378,13 +407,20 @@ def _cache_of(out: Any) -> Any:
     return None
 
 
+def _without_layerdrop(config: Any) -> bool:
+    """Turn off the random skipping of layers, which no count can follow; whether it was on."""
+    found = False
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+            if getattr(part, name, 0):
+                setattr(part, name, 0.0)
+                found = True
+    return found
+
+
 def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     parameters = forward_parameters(model)
     return {name: value for name, value in inputs.items() if name in parameters}
-
-
-def _encoder_inputs(inputs: dict[str, Any]) -> set[str]:
-    return {name for name in inputs if not name.startswith("decoder")}
 
 
 def _tokens(inputs: dict[str, Any]) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .config import text_config
+
 _SUBCONFIGS = (
     "vision_config", "vision_tower_config", "image_config", "audio_config", "audio_encoder_config",
     "speech_encoder_config", "encoder_config", "backbone_config", "text_config", "encoder",
@@ -16,6 +18,7 @@ _POSITIONS = (
     "max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions",
     "seq_length",
 )  # fmt: skip
+_HOP = 320  # samples a frame where a speech model's config does not tell: 20 ms at 16 kHz
 _IMAGE = 224  # pixels a side, ImageNet's, where a convolutional model's config names no size
 
 
@@ -67,7 +70,7 @@ def audio_samples(config: Any, frames: int) -> int:
     kernels, strides = find(config, "conv_kernel"), find(config, "conv_stride")
     if not kernels or not strides:
         hop = find(config, "upsampling_ratios", "hop_length")
-        return frames * (math.prod(hop) if isinstance(hop, Iterable) else int(hop or 1))
+        return frames * (math.prod(hop) if isinstance(hop, Iterable) else int(hop or _HOP))
     samples = frames
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -88,7 +91,7 @@ def learned_positions(model: Any) -> int | None:
             limits.append(module.num_embeddings)
     if not limits or not hasattr(model, "config"):
         return None
-    names = [find(model.config.get_text_config(), key) for key in _POSITIONS]
+    names = [find(text_config(model.config), key) for key in _POSITIONS]
     stated = [n for n in names if isinstance(n, int) and n > 0]
     # Tables are often padded by an offset of 2 or so: what the config says is what they serve.
     smallest = min(limits)

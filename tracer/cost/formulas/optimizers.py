@@ -61,7 +61,7 @@ def fused_sgd(
     lr: Any, dampening: float, nesterov: bool, maximize: bool, is_first_step: bool,
     grad_scale: TensorRef | None = None, found_inf: Any = None, out: Out,
 ) -> Work:  # fmt: skip
-    """The update, p - lr·g, is 2 an element; weight decay 2, momentum 3 (a copy at first), Nesterov 2.
+    """The update, p - lr·g, is 2 an element; weight decay 2, momentum 3, Nesterov 2.
 
     Bytes: gradients are read, and written only where a scaler divides them; the first step does
     not read the momentum.

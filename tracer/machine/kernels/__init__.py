@@ -5,7 +5,7 @@ the formulas are and are not: fitted forms with a physical reading, checked agai
 `python -m tracer.validate`; not a simulation of the chip.
 """
 
-from .attention import decode, prefill
+from .attention import Cached, Prompt, decode, prefill
 from .collectives import collective
 from .constants import (
     FAMILIES,
@@ -25,8 +25,33 @@ from .grouped import layer, product
 from .rates import Estimate, Num, Rates
 
 __all__ = [
-    "CLASSES", "CONTIGUOUS", "FAMILIES", "GATHER", "REDUCE", "SCALAR", "SHARES", "Collective",
-    "Decode", "Elementwise", "Estimate", "Gemm", "GemmFp8", "Grouped", "Num", "Power", "Prefill",
-    "Rates", "collective", "decode", "elementwise", "gemm", "gemm_fp8", "layer", "prefill",
-    "product", "quantise",
+    "CLASSES",
+    "CONTIGUOUS",
+    "FAMILIES",
+    "GATHER",
+    "REDUCE",
+    "SCALAR",
+    "SHARES",
+    "Cached",
+    "Collective",
+    "Decode",
+    "Elementwise",
+    "Estimate",
+    "Gemm",
+    "GemmFp8",
+    "Grouped",
+    "Num",
+    "Power",
+    "Prefill",
+    "Prompt",
+    "Rates",
+    "collective",
+    "decode",
+    "elementwise",
+    "gemm",
+    "gemm_fp8",
+    "layer",
+    "prefill",
+    "product",
+    "quantise",
 ]  # fmt: skip

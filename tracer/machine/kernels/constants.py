@@ -86,8 +86,8 @@ class Collective(NamedTuple):
     launch: Num  # s
     hop: Num  # s a further rank and phase
     link: Num  # share of the one-way link bandwidth
-    fill: Num  # s lost in the end while messages fill the pipeline
-    multicast: Num  # volume of a switch-reduced all-reduce over its ideal 1 + 1/n
+    fill: Num  # s that chunks and protocols cost a long message
+    reduce: Num  # volume of an all-reduce over its ideal: the additions
     copy: Num  # what copying a rank's own part costs, as a share of sending it
 
 

@@ -51,7 +51,8 @@ def gemm_fp8(
 ) -> Estimate:  # fmt: skip
     """Seconds of an FP8 product of operands that are quantised already; result in BF16.
 
-    `block`: one scale for every 128 elements of k; those kernels do not split k.
+    `block`: one scale for every 128 elements of k. Those kernels do not split k, and their matrix
+    units wait for partial sums to be scaled in FP32, which keeps them below the power limit.
     """
     tile: tuple[Num, Num] = (TILE, TILE)
     if not block:
@@ -59,6 +60,8 @@ def gemm_fp8(
     if moved is None:
         moved = batch * ((m + n) * k + 2 * m * n)
     main = Gemm(c.launch, c.memory, c.matrix, c.prologue, serial)
+    if block:
+        power = power._replace(sag=0.0)
     return _product(m, n, k, rates, main, power, batch, moved, tile, c.split, not block)
 
 
@@ -66,12 +69,12 @@ def quantise(m: Num, k: Num, rates: Rates, c: GemmFp8, *, block: bool = False) -
     """Seconds to turn a BF16 activation [m,k] into FP8; the launch is the product's.
 
     Bound by instructions. A scale for the whole tensor needs its largest element first: the tensor
-    crosses the memory bus once more, 2 bytes read and 1 written; with a scale a block, it is read
-    where the kernel before left it, in L2.
+    crosses the memory bus once more, 2 bytes read and 1 written. With a scale a block, it is read
+    where the kernel before left it, in L2, and a row is the work of one SM.
     """
-    elements = m * k
-    seconds = elements / (c.quantise * rates.issue)
-    return seconds if block else seconds + 3 * elements / (rates.memory * c.memory)
+    if block:
+        return np.maximum(m / rates.sms, 1) * k / (c.quantise * rates.clock)
+    return m * k / (c.quantise * rates.issue) + 3 * m * k / (rates.memory * c.memory)
 
 
 def _product(

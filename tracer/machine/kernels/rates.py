@@ -21,6 +21,7 @@ class Rates(NamedTuple):
         clock: cycles a second that the peaks are quoted at.
         link: scale-up bandwidth one way, B/s.
         mma_rows: rows that the matrix instruction always computes (64 on Hopper's wgmma).
+        switch: whether the links' switch adds up what passes it (NVLS).
     """
 
     matrix: Num
@@ -29,6 +30,7 @@ class Rates(NamedTuple):
     clock: float
     link: float = 0.0
     mma_rows: float = 64.0
+    switch: bool = True
 
     @property
     def issue(self) -> float:
