@@ -162,7 +162,7 @@ def test_ops_csv_adds_up_to_the_report(written):
     for result in found["results"]:
         mine = [
             row for row in rows
-            if (row["chip"], row["phase"], row["exec"])
+            if (row["chip"], row["workload"], row["exec"])
             == (result["chip"], result["phase"], result["exec"])
         ]  # fmt: skip
         assert sum(int(row["flops"]) for row in mine) == result["flops"]
@@ -170,9 +170,8 @@ def test_ops_csv_adds_up_to_the_report(written):
         assert sum(int(row["bytes"]) for row in mine) == result["bytes"]["total"]
         for role in ROLES:
             assert sum(int(row[f"{role}_bytes"]) for row in mine) == result["bytes"][role]
-        # Seconds are printed with seven digits.
         assert sum(float(row["seconds"]) for row in mine) == pytest.approx(
-            result["t_step"], rel=1e-4
+            result["t_step"], rel=1e-6
         )
         counted = {row["confidence"] for row in mine}
         assert counted == set(result["coverage"])
@@ -303,11 +302,14 @@ def test_causal_full_counts_all_pairs(config, plain):
     assert full - half == 2 * layers * heads * pairs * 2 * sizes
 
 
-def test_fp8_moves_products_to_the_fp8_rate_and_halves_weights(config, plain):
+def test_fp8_moves_products_to_the_fp8_rate_and_halves_weights(tmp_path):
+    # FP8 products want sizes in multiples of 16.
+    config = tiny_models.deepseek(tmp_path, q_lora_rank=32, qk_rope_head_dim=16)
     base = ("--hf-config", config, *SMALL, "--phase", "decode", "--exec", "naive")
-    bf16, fp8 = plain, document(*base, "--dtype", "fp8")
+    bf16, fp8 = document(*base), document(*base, "--dtype", "fp8")
     assert fp8["model"]["parameters"] >= bf16["model"]["parameters"]
-    assert fp8["model"]["weight_bytes"] < 0.75 * bf16["model"]["weight_bytes"]
+    # Embedding, head and gate stay: 2·V·D + 5·E·D of about 650,000 parameters.
+    assert fp8["model"]["weight_bytes"] < 0.7 * bf16["model"]["weight_bytes"]
     result = fp8["results"][0]
     assert result["flops_by_precision"]["fp8"] > 0.5 * result["flops"]
     assert result["flops"] == pytest.approx(only(bf16, "decode", "naive")["flops"], rel=0.05)

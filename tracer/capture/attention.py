@@ -131,11 +131,12 @@ def sdpa(
         # What torch refuses is refused by torch.
         or (grouped and (not enable_gqa or query.shape[1] % key.shape[1] != 0))
     ):
-        return compat.decompose(
+        unfused: Tensor = compat.decompose(
             torch.ops.aten.scaled_dot_product_attention.default,
             (query, key, value, attn_mask, dropout_p, is_causal),
             {"scale": scale, "enable_gqa": enable_gqa},
         )
+        return unfused
     aten = torch.ops.aten
     need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     if attn_mask is not None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -67,6 +67,7 @@ class Capture:
             self._parameters = list(self._inventory(self._model))
             if self._fold:
                 self._folds = self._unfold.enter_context(folding.folded(self._model, self._fold))
+                self._stack.folded = {fold.module: fold.layers for fold in self._folds}
         enter = self._context.enter_context
         enter(self._unfold)
         enter(self._stack)
@@ -127,7 +128,7 @@ class Capture:
         ]
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
-            if isinstance(tensor, UninitializedTensorMixin):
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 continue  # a lazy module makes it on its first call, and it is taken in then
             sid = self._recorder.tensors.identify(tensor, "weights")
             yield Parameter(
@@ -147,11 +148,11 @@ class Capture:
         recorder = self._recorder
         recorder.tensors.detach()
         calls = self._stack.calls
-        self.trace.ops = _with_counts(recorder.ops(), [c.module for c in calls], self._folds)
+        self.trace.ops = _with_counts(recorder.ops(), self._stack)
         self.trace.calls = calls
         self.trace.storages = recorder.tensors.storages()
         self.trace.parameters = self._parameters
-        self.trace.folds = self._folds
+        self.trace.folds = tuple(fold for fold in self._folds if fold.layers > 1)
         self.trace.pointwise = frozenset(recorder.pointwise)
         self.trace.header = {
             "model": self._stack.calls[0].kind,
@@ -160,19 +161,18 @@ class Capture:
         }
 
 
-def _with_counts(ops: list[Op], paths: list[str], folds: tuple[Fold, ...]) -> list[Op]:
+def _with_counts(ops: list[Op], stack: ModuleStack) -> list[Op]:
     """Give the ops of a folded layer the number of layers that it stands for."""
-    if not folds:
+    if not stack.folded:
         return ops
-    by_module = {fold.module: fold.layers for fold in folds}
-    counts = []
-    for path in paths:
-        count = 1
-        for module, n in by_module.items():
-            if path == module or path.startswith(module + "."):
-                count = n
-        counts.append(count)
-    return [op if counts[op.call] == 1 else op._replace(times=counts[op.call]) for op in ops]
+    times = []
+    for number, call in enumerate(stack.calls):
+        found = stack.times.get(number, 1)
+        for module, layers in stack.folded.items():
+            if call.module == module or call.module.startswith(module + "."):
+                found = layers
+        times.append(found)
+    return [op if times[op.call] == 1 else op._replace(times=times[op.call]) for op in ops]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ __all__ = [
     "is_fake",
     "next_sequence_nr",
     "no_dispatch_modes",
+    "outside_fake_mode",
     "override_composite",
     "recomputes",
     "storage_key",
@@ -56,8 +57,7 @@ def is_composite(func: Any) -> bool:
 
 def decompose(func: Any, args: Any, kwargs: Any) -> Any:
     """Run a composite op's own decomposition, whatever has been registered over it."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func._op_dk(key, *args, **kwargs)
+    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
 def override_composite(name: str, function: Any) -> torch.library.Library:
@@ -94,3 +94,10 @@ def recomputes(node: Any) -> bool:
         return True
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+def outside_fake_mode() -> Any:
+    """A block in which the active FakeTensorMode is off."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()

@@ -88,10 +88,10 @@ def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]
     folds: list[Fold] = []
     for _, members in kinds:
         kept.extend(sorted({members[0], members[min(1, len(members) - 1)], members[-1]}))
-        middle = members[1:-1]
-        if len(middle) > 1:
-            names = tuple(f"{path}.{index}" for index in middle)
-            folds.append(Fold(names[0], len(middle), names))
+        for run in (members[:1], members[1:-1], members[1:][-1:]):
+            if run:
+                names = tuple(f"{path}.{index}" for index in run)
+                folds.append(Fold(names[0], len(run), names))
     return sorted(kept), folds
 
 
@@ -122,7 +122,7 @@ _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 def _same(a: _Signature, index_a: int, b: _Signature, index_b: int) -> bool:
     """Equal, but for settings that hold the layer's own position (`layer_idx`)."""
-    return a.structure == b.structure and _alike(a.settings, b.settings, index_a, index_b)
+    return bool(a.structure == b.structure) and _alike(a.settings, b.settings, index_a, index_b)
 
 
 def _alike(a: Any, b: Any, index_a: int, index_b: int) -> bool:

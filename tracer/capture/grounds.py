@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from . import compat
 from .known_values import KnownValues
 
 META = "meta"  # shapes only
@@ -65,6 +70,35 @@ def _fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_twin(model: nn.Module) -> nn.Module:
+    """A copy of a meta module with fake parameters and buffers; tied ones stay tied.
+
+    Not built anew, because initialisation asks random numbers for their values.
+    """
+    with compat.outside_fake_mode():
+        twin = copy.deepcopy(model)
+    made: dict[int, Tensor] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+    for module in twin.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                kept.append(tensor)
+                if id(tensor) not in made:
+                    made[id(tensor)] = _fake(tensor)
+                table[name] = made[id(tensor)]
+    return twin
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
 
 
 def asks_for_data(error: BaseException) -> bool:

@@ -36,7 +36,8 @@ class Recorder(compat.TorchDispatchMode):
     """Notes every dispatched op, in any phase, on any device.
 
     Works under `no_grad`, `inference_mode`, autocast, activation checkpointing and an active
-    `FakeTensorMode`. DTensor ops are passed on, so that only the local ops behind them are seen.
+    `FakeTensorMode`. Ops on DTensors and jagged nested tensors are passed on to these, so that the
+    ops behind them are seen.
     """
 
     def __init__(self, stack: ModuleStack) -> None:
@@ -50,7 +51,6 @@ class Recorder(compat.TorchDispatchMode):
         self._schemas: dict[Any, _Schema] = {}
         self._nodes = _Nodes()
         self._marks: list[bool] = []  # open profiler marks: whether each is an optimizer step
-        self._decomposing: set[Any] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -64,13 +64,15 @@ class Recorder(compat.TorchDispatchMode):
             if schema.name.startswith("profiler."):
                 self._profiler_mark(schema.name, args)
             return func(*args, **(kwargs or {}))
-        if schema.composite and func not in self._decomposing:
-            out = self._decompose(func, args, kwargs or {})
-            if out is not NotImplemented:
-                return out
         for kind in types:
-            if kind.__name__ == "DTensor":
+            if kind.__name__ in ("DTensor", "NestedTensor"):
                 return NotImplemented
+        if schema.composite and not any(isinstance(a, Tensor) and a.is_nested for a in args):
+            # inference_mode hands composite ops over whole (`linear`, `matmul`): look inside.
+            with self:
+                if func is _SDPA:
+                    return sdpa(*args, **(kwargs or {}))
+                return compat.decompose(func, args, kwargs or {})
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
         seen = tuple([self._describe(value) for value in args])
         named = (
@@ -126,16 +128,6 @@ class Recorder(compat.TorchDispatchMode):
             )
             for name, seen, named, outputs, mutates, call, phase in self._notes
         ]
-
-    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Look inside of a composite op (`linear`, `matmul`), as inference_mode hands them over."""
-        # Some decompositions call the op itself again (nested tensors do): then it is one op.
-        self._decomposing.add(func)
-        try:
-            with self:
-                return (sdpa if func is _SDPA else func.decompose)(*args, **kwargs)
-        finally:
-            self._decomposing.discard(func)
 
     def _profiler_mark(self, name: str, args: Any) -> None:
         """`Optimizer.step` runs inside a profiler mark, which ends also when the step raises."""

@@ -152,7 +152,7 @@ class Storage:
 
 
 class Fold(NamedTuple):
-    """`module` was traced once and stands for `layers` layers with the same program."""
+    """`module` was traced once and stands for `layers` layers with the same program, itself one."""
 
     module: str
     layers: int

@@ -147,8 +147,7 @@ class TensorTable:
 
     def _without_storage(self, tensor: Tensor, born: int) -> tuple[Any, ...]:
         """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
-        nested = tensor.is_nested or tensor.layout == torch.jagged
-        shape = (tensor.numel(),) if nested else tuple(int(size) for size in tensor.size())
+        shape = _rows(tensor) if tensor.is_nested else tuple(int(size) for size in tensor.size())
         stride, step = [], 1
         for size in reversed(shape):
             stride.append(step)
@@ -156,6 +155,14 @@ class TensorTable:
         dtype = str(tensor.dtype).removeprefix("torch.")
         sid = self._new(step * tensor.element_size(), born)
         return (shape, tuple(reversed(stride)), dtype, sid, 0)
+
+
+def _rows(nested: Tensor) -> tuple[int, ...]:
+    """A nested tensor as the matrix of all its rows, or flat where the rows differ in length."""
+    numel = nested.numel()
+    widths = {int(size) for size in nested._nested_tensor_size()[:, -1]}
+    width = widths.pop() if len(widths) == 1 else 0
+    return (numel // width, width) if width else (numel,)
 
 
 DTYPES: dict[torch.dtype, str] = {

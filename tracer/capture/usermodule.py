@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import UserError, did_you_mean
-from .grounds import GROUNDS, REAL, REAL_BATCH, REAL_TOKENS, device_of
+from .grounds import FAKE, GROUNDS, REAL, REAL_BATCH, REAL_TOKENS, device_of, fake_twin
 from .inputspec import InputSpec
 from .loss import any_loss
 from .program import INFERENCE, TRAINING, Run, no_state
@@ -62,16 +62,21 @@ class ModuleProgram:
 
     def module(self, phase: str, ground: str) -> nn.Module:
         """The module, made anew for each device."""
-        return self._make("fake" if ground == "fake" else device_of(ground))[0]
+        return self._make(_place(ground))[0]
 
     def _make(self, device: str) -> tuple[nn.Module, Inputs | None]:
         if device not in self._built:
-            self._built[device] = self._call(device)
+            if device == FAKE:
+                module, inputs = self._make("meta")
+                moved = None if inputs is None else _moved(inputs, device)
+                self._built[device] = fake_twin(module), moved
+            else:
+                self._built[device] = self._call(device)
         return self._built[device]
 
     def _call(self, device: str) -> tuple[nn.Module, Inputs | None]:
         try:
-            with torch.device("meta" if device == "meta" else "cpu"):
+            with torch.device(device):
                 made = self._factory()
         except Exception as error:  # any code of theirs
             if device != "meta":
@@ -89,7 +94,7 @@ class ModuleProgram:
     def prepare(self, phase: str, ground: str, batch: int, seq: int, context: int) -> Run:
         """Inputs from the specs, else those that the factory returned."""
         device = device_of(ground)
-        module, given = self._make("fake" if ground == "fake" else device)
+        module, given = self._make(_place(ground))
         if ground == REAL:
             batch, seq = min(batch, REAL_BATCH), min(seq, REAL_TOKENS)
             context = min(context, REAL_TOKENS)
@@ -192,9 +197,19 @@ def _required(module: nn.Module) -> list[str]:
 
 
 def _moved(inputs: Inputs, device: str) -> Inputs:
-    place = "meta" if device == "meta" else "cpu"
-    args, kwargs = tree_map(lambda x: x.to(place) if isinstance(x, Tensor) else x, inputs)
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        # A fake tensor of a meta one, whose values there are none to copy.
+        return torch.empty_like(value, device="cpu") if device == FAKE else value.to(device)
+
+    args, kwargs = tree_map(move, inputs)
     return args, kwargs
+
+
+def _place(ground: str) -> str:
+    """Where a module for `ground` is kept: one on each device, and a fake one."""
+    return FAKE if ground == FAKE else device_of(ground)
 
 
 def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

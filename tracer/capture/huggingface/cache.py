@@ -66,8 +66,8 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is un
         first = min(kept, self.capacity - start)  # what is left goes to the ring's beginning
         self.place = start + kept
         assert self.keys is not None and self.values is not None
-        for held, states in ((self.keys, key_states), (self.values, value_states)):
-            states = states[:, :, new - kept :]
+        last = key_states[:, :, new - kept :], value_states[:, :, new - kept :]
+        for held, states in zip((self.keys, self.values), last, strict=True):
             held[:, :, start : start + first] = states[:, :, :first]
             if first < kept:
                 held[:, :, : kept - first] = states[:, :, first:]

@@ -51,7 +51,7 @@ def media_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Ten
             if extra in parameters
         ]
     media = {extra: make(extra, ask) for extra in names}
-    if "image_sizes" in parameters and kind == "image":
+    if "image_sizes" in parameters and _reads_sizes(model.config):
         size = sizes.image_size(model.config)
         media["image_sizes"] = torch.tensor([list(size)] * batch, device=device)
     token = sizes.find(model.config, f"{kind}_token_id", f"{kind}_token_index")
@@ -70,6 +70,12 @@ def media_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Ten
     for extra in kinds:
         media[extra] = (ids == token).long()
     return media
+
+
+def _reads_sizes(config: Any) -> bool:
+    """Whether images keep their own size, which the model then has to be told."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    return tower == "pixtral" or config.model_type.startswith(("llava_next", "llava_onevision"))
 
 
 def _features(model: Any, kind: str, media: dict[str, Tensor]) -> int:

@@ -9,7 +9,6 @@ grouped matmuls where transformers offers that.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from ..grounds import (
     REAL_TOKENS,
     NotTried,
     device_of,
+    fake_twin,
 )
 from ..inputspec import InputSpec
 from ..loss import any_loss, next_token_loss
@@ -132,9 +132,7 @@ class HuggingFaceProgram:
             if ground == REAL and self._bytes() > REAL_BYTES:
                 raise NotTried
             if ground == FAKE:
-                # Not built anew: initialisation asks random numbers for their values.
-                model = copy.deepcopy(self._modules["meta"])
-                self._modules[key] = model.to_empty(device=device)
+                self._modules[key] = fake_twin(self._modules["meta"])
             else:
                 with quiet():
                     self._modules[key] = self._build(device)

@@ -72,8 +72,10 @@ def prefill(
     (FlashAttention-2, which torch's own flash op is, on Hopper).
     """
     rows, columns = np.ceil(x.queries / BLOCK), np.ceil(x.keys / BLOCK)
-    # A mask's edge crosses a block in each row of blocks, half of it for nothing.
-    per_head = rows * (columns * x.share + 0.5 * np.less(x.share, 1))
+    # A mask's edge crosses a block in each row of blocks: all of it is computed, and half counts.
+    # A causal mask comes to rows * (columns + 1) / 2 so, its share being (keys + 1) / 2 keys.
+    edge = 0.5 * np.less(x.share, 1) * (1 - columns / x.keys)
+    per_head = rows * (columns * x.share + edge)
     longest = np.minimum(1, 2 * x.share) * columns
     spread = x.batch * x.heads * per_head / rates.sms
     blocks = np.maximum(spread + c.tail * longest, longest)
