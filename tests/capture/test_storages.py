@@ -137,7 +137,7 @@ def test_gradients_that_were_dropped_before_the_end_are_still_gradients():
         model(torch.ones(2, 4)).sum().backward()
         with torch.no_grad():
             for p in model.parameters():
-                p -= 0.1 * p.grad
+                p.sub_(0.1 * p.grad)
         model.zero_grad()
     assert sorted(s.nbytes for s in t.trace.storages if s.role == "gradients") == [16, 64]
 

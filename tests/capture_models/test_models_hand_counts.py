@@ -61,6 +61,15 @@ def test_sliding_windows_count_the_pairs_inside(kind: str) -> None:
     assert lengths == [window, SEQ]
 
 
+def test_cached_keys_and_values_have_the_role_of_a_cache() -> None:
+    llama = program("llama", **TEXT)
+    token = LAYERS * 2 * KV_HEADS * HEAD * 2  # keys and values in BF16
+    assert ledger(trace(llama, "prefill")).total().write["kv"] == T * token
+    step = ledger(trace(llama, "decode")).total()
+    assert step.write["kv"] == BATCH * token
+    assert step.read["kv"] == BATCH * SEQ * token  # the new one is read back, too
+
+
 def test_chunks_are_sequences_of_their_own() -> None:
     chunk = 12  # two chunks and a rest of 8
     kinds = ["chunked_attention", "full_attention"]

@@ -48,6 +48,14 @@ def test_shapes_from_known_masks() -> None:
         assert target.shape == (3, 5)
 
 
+def test_numbers_are_finite() -> None:
+    hidden = torch.empty(4, 8, device="meta")
+    with KnownValues() as values:
+        assert torch.isfinite(hidden).all() and not hidden.isnan().any()
+        assert not torch.isinf(hidden + 1).any()
+    assert not values.assumed
+
+
 def test_routing_is_balanced_and_said_so() -> None:
     scores = torch.empty(8, 4, device="meta")
     with KnownValues() as values:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from tiny_models import TEXT, default, program, trace
 
+from tracer.capture.huggingface import HuggingFaceProgram
 from tracer.capture.huggingface.config import is_uniform, with_layers
+from tracer.capture.inputspec import parse_input
 from tracer.capture.program import load_program
 from tracer.capture.workload import Workload, record
 from tracer.errors import UserError
@@ -56,6 +58,19 @@ def test_inputs_have_the_sizes_of_the_config(kind: str) -> None:
     name, shape = SIZES[kind]
     found = trace(default(kind), "forward", batch=2, seq=16)
     assert next(op for op in found.ops if op.name == name).args[0].shape == shape
+
+
+def test_an_input_of_ones_own_replaces_the_one_that_was_found() -> None:
+    config = default("vit").config
+    small = (parse_input("pixel_values:bf16[B,3,64,64]"),)
+    vit = HuggingFaceProgram("vit", config, inputs=small)
+    with pytest.raises(UserError, match=r"Input image size \(64\*64\) doesn't match model"):
+        trace(vit, "forward")
+    resnet = HuggingFaceProgram("resnet", default("resnet").config, inputs=small)
+    stem = next(op for op in trace(resnet, "forward").ops if "convolution" in op.name)
+    assert stem.args[0].shape == (2, 3, 64, 64)
+    with pytest.raises(UserError, match="name it, as the model's forward does"):
+        HuggingFaceProgram("vit", config, inputs=(parse_input("bf16[B]"),))
 
 
 def test_a_prompt_with_an_image_has_a_placeholder_for_every_patch() -> None:

@@ -1,8 +1,8 @@
 """Folders of transformers through the command: all phases, numbers by hand, folded = full."""
 
+import command_line
 import pytest
-import tiny_models
-from tiny_models import document
+from command_line import document
 
 SIZES = ("--batch", "2", "--seq", "32", "--context", "48")
 D, FFN, LAYERS, HEADS, KV, V = 32, 64, 6, 4, 2, 96
@@ -12,7 +12,7 @@ HEAD = D // HEADS
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {
-        kind: tiny_models.transformers_folder(kind, tmp_path_factory.mktemp(kind))
+        kind: command_line.transformers_folder(kind, tmp_path_factory.mktemp(kind))
         for kind in ("llama", "gemma2", "mixtral")
     }
 

@@ -72,14 +72,18 @@ def test_two_sources_meet():
 
 def test_a_broadcast_operand_is_read_once():
     x, b = T(R, C), T(C)
-    assert kernels(trace(lambda: (x + b).relu())) == [(["add", "relu"], X + 4 * C, X)]
+    assert kernels(trace(lambda: torch.relu(x + b))) == [(["add", "relu"], X + 4 * C, X)]
 
 
 def test_a_row_reduction_ends_the_kernel_or_goes_on():
     x = T(R, C)
     assert kernels(trace(lambda: x.sin().sum(-1))) == [(["sin", "sum"], X, 4 * R)]
-    norm = trace(lambda: (lambda h: h / h.sum(-1, keepdim=True))(x.exp()))
-    assert kernels(norm) == [(["exp", "sum", "div"], X, X)]
+
+    def normalise():
+        h = x.exp()
+        return h / h.sum(-1, keepdim=True)
+
+    assert kernels(trace(normalise)) == [(["exp", "sum", "div"], X, X)]
 
 
 def test_a_full_reduction_is_complete_only_at_the_end_of_its_kernel():
@@ -134,7 +138,7 @@ def test_rows_of_the_same_axis_share_a_kernel():
 
 def test_no_fusion_across_a_matmul():
     x, w = T(R, C), T(C, C)
-    t = trace(lambda: (x.sin() @ w).exp())
+    t = trace(lambda: torch.exp(x.sin() @ w))
     assert kernels(t) == [
         (["sin"], X, X),
         (["mm"], X + 4 * C * C, X),
@@ -376,7 +380,8 @@ def test_flops_do_not_depend_on_the_execution():
 
 def test_unfusible_programs_cost_the_same_in_both():
     x, w = T(R, C), T(C, C)
-    t = trace(lambda: (x @ w @ w)[torch.empty(3, dtype=torch.long, device="meta")].sort())
+    rows = torch.empty(3, dtype=torch.long, device="meta")
+    t = trace(lambda: torch.sort((x @ w @ w)[rows]))
     naive, efficient = (t.ledger(execution=e) for e in ("naive", "efficient"))
     assert naive.total() == efficient.total()
     assert len(naive.kernels) == len(efficient.kernels) == 4

@@ -49,8 +49,10 @@ def test_an_unknown_op_is_priced_by_its_bytes_and_named(library):
     product = 4 * (5 * 8 + 8 * 32 + 5 * 32)
     coverage = naive.coverage()
     assert coverage["unmodelled"] == {
-        "ops": pytest.approx(2 / 3), "flops": 0, "bytes": pytest.approx(2 * one / (2 * one + product)),
-    }  # fmt: skip
+        "ops": pytest.approx(2 / 3),
+        "flops": 0,
+        "bytes": pytest.approx(2 * one / (2 * one + product)),
+    }
     assert coverage["exact"]["flops"] == 1
     assert "h4test.mlp.default" in str(t)
 

@@ -16,7 +16,6 @@ from simple_chip import (
 
 from tracer.machine.kernels import (
     Cached,
-    Power,
     Prompt,
     collective,
     decode,
@@ -71,7 +70,7 @@ def test_gemm_where_the_shorter_resource_is_not_hidden():
 def test_clock_sag_of_a_kernel_that_runs_for_the_settling_time():
     fast = RATES._replace(memory=1e18)
     base = gemm(64 * 100, 64, 610_000, fast, GEMM, STEADY).compute
-    sagged = gemm(64 * 100, 64, 610_000, fast, GEMM, Power(sag=0.2, settle=base)).compute
+    sagged = gemm(64 * 100, 64, 610_000, fast, GEMM, STEADY._replace(sag=0.2, settle=base)).compute
     assert sagged == approx(base * 1.1)  # half of the sag
 
 

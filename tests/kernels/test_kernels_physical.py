@@ -1,5 +1,6 @@
 """What must hold of any shape, with the constants of every chip: no time below the roofline, more
-work takes no less time."""
+work takes no less time.
+"""
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ RANGES = {
     "inner": st.integers(64, 16384), "bytes": st.integers(1, 1 << 33), "elements": sizes,
     "ranks": st.integers(2, 8), "reduces": st.integers(0, 1), "access": st.integers(0, 3),
 }  # fmt: skip
-# Columns in which a family must not get faster. Ranks are not among them: eight ranks with a
-# switch that adds up send less than three without.
+# Not more work: eight ranks with a switch that adds up send less than three without; more KV heads
+# for the same heads leave fewer rows to pad.
+OTHER = ("ranks", "access", "reduces", "top_k", "experts", "kv_heads")
 GROWING = {
-    name: [c for c in columns if c not in ("ranks", "access", "reduces", "top_k", "experts")]
-    for name, columns in COLUMNS.items()
+    name: [column for column in columns if column not in OTHER] for name, columns in COLUMNS.items()
 }
 
 
@@ -41,7 +42,7 @@ def columns_of(*rows):
 
 
 @pytest.mark.parametrize("family", COLUMNS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_kernel_beats_the_datasheet(family, data):
     chip = load_chip(data.draw(st.sampled_from(CHIPS)))
@@ -58,7 +59,7 @@ def test_no_kernel_beats_the_datasheet(family, data):
 
 
 @pytest.mark.parametrize("family", COLUMNS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_more_work_takes_no_less_time(family, data):
     calibration = calibration_of(load_chip(data.draw(st.sampled_from(CHIPS))))
@@ -111,6 +112,16 @@ def test_every_chip_has_constants_and_says_whose(chip_id):
             assert np.isfinite(predict(family, x, cal)).all()
 
 
+def test_matrix_work_reaches_as_far_as_the_best_measured_product():
+    base, other = load_chip("h200_sxm"), load_chip("mi300x")
+    cal = calibration_of(other)
+    # 668.4 of 1307.4 TFLOP/s on an MI300X, 794.5 of 989.4 on Hopper.
+    ratio = (668.4 / 1307.4) / (794.5 / 989.4)
+    assert cal.rates("bf16").matrix == pytest.approx(rates(other, "bf16").matrix * ratio, rel=2e-3)
+    assert calibration_of(base).rates("bf16") == rates(base, "bf16")
+    assert cal.origin["power"] == cal.origin["gemm"] == "h200_sxm"
+
+
 def test_whose_constants():
     def status(chip_id):
         return calibration_of(load_chip(chip_id)).status()
@@ -127,5 +138,4 @@ def test_shares_stay_shares():
             assert value >= 0
             if name in ("memory", "matrix", "link", "portable", "exposed"):
                 assert value <= 1, (family, name)
-        fitted = [name for name in values._fields]
-        assert len(fitted) <= 6, family
+        assert len(values) <= 6, family

@@ -249,16 +249,20 @@ def test_flash_and_efficient_kernels_as_torch_calls_them():
     assert ledger.total().total_flops == B * H * CAUSAL_SQUARE * 4 * D
 
 
-def test_torchs_packed_attention():
+@pytest.mark.parametrize("window", [(-1, 0), (3, 0), (-1, -1), (2, 1)])
+def test_torchs_packed_attention(window):
+    """Three sequences of S tokens; a window of (-1, 0) is causality."""
     q = meta(3 * S, H, D, dtype=torch.bfloat16, grad=True)
     ends = torch.empty(4, dtype=torch.int32, device="meta")
 
     def step():
-        varlen_attn(q, q, q, ends, ends, S, S, window_size=(-1, 0)).sum().backward()
+        varlen_attn(q, q, q, ends, ends, S, S, window_size=window).sum().backward()
 
+    left, right = (None if limit < 0 else limit for limit in window)
+    pairs = 3 * H * int(mask_of(S, S, left, right, True).sum())
     ledger = ledger_of(step)
-    assert ledger.total("forward").total_flops == 3 * H * CAUSAL_SQUARE * 4 * D
-    assert ledger.total("backward").total_flops == 3 * H * CAUSAL_SQUARE * 8 * D
+    assert ledger.total("forward").total_flops == pairs * 4 * D
+    assert ledger.total("backward").total_flops == pairs * 8 * D
 
 
 def test_the_math_path_is_its_two_products():

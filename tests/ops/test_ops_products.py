@@ -143,6 +143,16 @@ def test_bilinear_against_its_two_products():
     assert ledger.total().total_flops == 2 * multiplications(two_products)
 
 
+def test_a_trilinear_product_takes_the_third_factor_last():
+    """x[n]·y[n]·z[n, m]: n multiply-adds without m, then n·m."""
+    n, m = 4, 7
+    op = record(
+        aten._trilinear.default, ref(n, m), i1=ref(n), i2=ref(n), i3=ref(n, m), expand1=(1,),
+        expand2=(1,), expand3=(), sumdim=(),
+    )  # fmt: skip
+    assert work(op).flops == 2 * (n + n * m)
+
+
 class TestLinear:
     """y = x·Wᵀ + b under the names of a few backends."""
 

@@ -45,6 +45,13 @@ def test_adaptive_windows_by_their_definition(height, width, rows, columns):
     assert vector(F.adaptive_avg_pool2d, x, (rows, columns)) == 2 * 3 * count
 
 
+def test_one_kernel_size_stands_for_every_dimension():
+    x, y = ref(1, 1, 9, 9), ref(1, 1, 3, 3)
+    one = record(aten.avg_pool2d.default, y, self=x, kernel_size=(3,))
+    two = record(aten.avg_pool2d.default, y, self=x, kernel_size=(3, 3))
+    assert work(one).vector == work(two).vector == 9 * 3 * 3
+
+
 def test_global_pooling_is_a_mean():
     assert vector(F.adaptive_avg_pool2d, torch.randn(2, 3, 7, 7), 1) == 2 * 3 * 49
 
@@ -143,6 +150,18 @@ def test_batch_norm(training, affine):
         assert sum(kernel.cost.read.values()) == 2 * 4 * x.numel() + small
     else:
         assert sum(kernel.cost.read.values()) == 4 * x.numel() + small
+
+
+def test_batch_norm_backward_reads_gradient_and_input_twice():
+    """Two sums over everything come before the first input gradient."""
+    norm = nn.BatchNorm2d(4)
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    ledger = ledger_of(lambda: norm(x).backward(torch.ones(3, 4, 5, 5)))
+    kernel = next(k for k in ledger.kernels if "batch_norm_backward" in k.name)
+    # The weight, the running statistics and the saved ones, of 4 channels each.
+    assert sum(kernel.cost.read.values()) == 4 * (4 * x.numel() + 5 * 4)
+    dx, dw, db = layer_norm_gradients(with_weight=True)
+    assert kernel.cost.vector_flops == (dx + dw + db) * x.numel()
 
 
 def test_rms_norm_by_its_formula():

@@ -144,7 +144,7 @@ def test_parameters_count_once_and_buffers_are_none():
 
 
 def test_parameters_that_share_one_flat_storage_are_all_active():
-    """cuDNN's RNNs and FSDP keep many parameters in one storage."""
+    """RNNs of cuDNN and FSDP keep many parameters in one storage."""
 
     class Flat(nn.Module):
         def __init__(self):

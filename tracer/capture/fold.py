@@ -122,7 +122,8 @@ _STRUCTURE = ("_parameters", "_buffers", "_modules")
 
 def _same(a: _Signature, index_a: int, b: _Signature, index_b: int) -> bool:
     """Equal, but for settings that hold the layer's own position (`layer_idx`)."""
-    return bool(a.structure == b.structure) and _alike(a.settings, b.settings, index_a, index_b)
+    same: bool = a.structure == b.structure
+    return same and _alike(a.settings, b.settings, index_a, index_b)
 
 
 def _alike(a: Any, b: Any, index_a: int, index_b: int) -> bool:
@@ -134,7 +135,7 @@ def _alike(a: Any, b: Any, index_a: int, index_b: int) -> bool:
     if type(a) is int:
         return a == b or (a == index_a and b == index_b)
     if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype
+        return bool(a.shape == b.shape and a.dtype == b.dtype)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_alike(a[k], b[k], index_a, index_b) for k in a)
     if type(a) in (tuple, list):

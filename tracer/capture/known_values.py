@@ -8,7 +8,7 @@ caller made) with a real tensor on the CPU, and answers from there.
 The one question that weights do decide and that models ask in Python is which experts a token
 takes. Where nothing better is known, `topk` and `argmax` are taken as *balanced*: token t chooses
 experts k·t, k·t+1, ... round robin, so every expert gets the same number of tokens. `assumed` says
-whether an answer rested on that.
+whether an answer rested on that. Numbers are taken as finite where a model asks.
 
 Enter it before the recorder: the work done here is not part of the program.
 """
@@ -242,9 +242,17 @@ class _Literals(TorchFunctionMode):
             if not isinstance(data, Tensor):
                 with _no_modes():
                     self._values.know(out, torch.tensor(data, dtype=out.dtype, device="cpu"))
+        if func in _FINITE and isinstance(out, Tensor) and out.is_meta:
+            with _no_modes():
+                self._values.know(out, torch.tensor(_FINITE[func]).expand(out.shape))
         return out
 
 
+# Models clamp what overflowed, after asking whether anything did: numbers are taken as finite.
+_FINITE: dict[Any, bool] = {
+    torch.isfinite: True, Tensor.isfinite: True, torch.isnan: False, Tensor.isnan: False,
+    torch.isinf: False, Tensor.isinf: False,
+}  # fmt: skip
 _LITERALS: dict[Any, int] = {torch.tensor: 0, torch.as_tensor: 0, Tensor.new_tensor: 1}
 
 

@@ -92,7 +92,7 @@ def load_program(
         dtype: "bf16", or "fp8" for block-quantised linears where the reference model has them.
         layers: keep only this many layers.
         remote_code: let transformers run code from the model's repository.
-        inputs: inputs of a transformers model in place of those found from its config.
+        inputs: named inputs of a transformers model, beside or in place of those it is given.
 
     Raises:
         UserError: nothing is known under this name (near matches are listed), a key is missing from

@@ -51,14 +51,13 @@ class TensorRef(NamedTuple):
 
     @property
     def distinct(self) -> int:
-        """Elements that exist in memory: a dimension of stride 0 counts once."""
-        if 0 not in self.stride:
-            return self.numel
-        n = 1
+        """Elements that exist in memory: a dimension of stride 0 and an overlap count once."""
+        n, last = 1, 0
         for size, stride in zip(self.shape, self.stride, strict=True):
             if stride != 0 or size == 0:
                 n *= size
-        return n
+                last += (size - 1) * stride
+        return min(n, last + 1) if n else 0
 
     @property
     def nbytes(self) -> int:

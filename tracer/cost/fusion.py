@@ -10,11 +10,13 @@ the caller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..capture.records import Storage
+from ..capture.records import Storage, TensorRef
+from .regions import covers, disjoint
 from .traffic import Moved, Traffic
 from .work import COPY, POINTWISE, REDUCTION, ROW
 
@@ -23,12 +25,17 @@ _KEPT_ROLES = ("weights", "kv", "gradients", "optimizer")  # results that must r
 
 
 class Node(NamedTuple):
-    """One op as fusion sees it."""
+    """One op as fusion sees it: `loop` is the shape it iterates over, the largest it touches."""
 
     kind: str
     phase: str
-    elements: int  # the largest shape it loops over
+    loop: tuple[int, ...]
     traffic: Traffic
+
+    @property
+    def elements(self) -> int:
+        """Iterations."""
+        return math.prod(self.loop)
 
 
 @dataclass(eq=False)
@@ -37,6 +44,7 @@ class _Group:
     phase: str
     members: list[int] = field(default_factory=list)
     open: bool = True
+    rows: bool = False  # holds an op that needs a whole row before it can go on
     merged: _Group | None = None  # the kernel that took this one in
 
     def find(self) -> _Group:
@@ -47,11 +55,11 @@ class _Group:
         return group
 
 
-class _Value(NamedTuple):
-    """What one op wrote to one storage, until the next write to it."""
+class _Write(NamedTuple):
+    """What one op wrote to one storage, as long as something of it is left."""
 
     writer: int
-    nbytes: int
+    moved: Moved
 
 
 def fuse(
@@ -93,6 +101,7 @@ def _group(nodes: Sequence[Node | None]) -> list[_Group]:
             group = _Group(node.elements, node.phase, open=fusible)
             groups.append(group)
         group.members.append(index)
+        group.rows = group.rows or node.kind == ROW
         group.elements = max(group.elements, node.elements)
         for storage in sources:
             reading.setdefault(storage, []).append(group)
@@ -120,6 +129,7 @@ def _join(
         if (
             group.open
             and group.phase == node.phase
+            and not (group.rows and _turns(node, storage))
             and _nested(group.elements, node.elements)
             and group not in found
         ):
@@ -133,6 +143,7 @@ def _join(
     for other in others:
         if _nested(first.elements, other.elements):
             first.members += other.members
+            first.rows = first.rows or other.rows
             first.elements = max(first.elements, other.elements)
             other.merged = first
     return first
@@ -143,57 +154,129 @@ def _nested(a: int, b: int) -> bool:
     return a > 0 and b > 0 and max(a, b) % min(a, b) == 0
 
 
+def _turns(node: Node, storage: int) -> bool:
+    """Whether `node` reads `storage` along another axis than its own loop runs.
+
+    A kernel that finishes one row after another can hand on what it has of a row: values in the
+    loop's order, or one value a row. A transposed view, or a value a column, needs all rows first.
+    """
+    for moved in node.traffic.reads:
+        if moved.storage != storage:
+            continue
+        ref = moved.region
+        if ref is None:
+            return True
+        missing = len(node.loop) - len(ref.shape)
+        shape = (1,) * missing + ref.shape
+        stride = (0,) * missing + ref.stride
+        before = None
+        ended = False  # from some dimension on the view is one value a row
+        for size, step, loop in zip(shape, stride, node.loop, strict=False):
+            if loop == 1:
+                continue
+            if size == 1 or step == 0:
+                ended = True
+            elif ended or (before is not None and step > before):
+                return True
+            else:
+                before = step
+    return False
+
+
 def _without_intermediates(
     nodes: Sequence[Node | None],
     kernel_of: dict[int, int],
     storages: Sequence[Storage],
     roles: Sequence[str],
 ) -> list[Traffic]:
-    current: dict[int, _Value] = {}
+    alive: dict[int, list[_Write]] = {}  # storage -> writes of which something is left, in order
     readers: dict[tuple[int, int], list[int]] = {}  # (storage, writer) -> ops
-    overwritten: set[tuple[int, int]] = set()
-    sees: list[dict[int, int]] = []  # op -> storage -> writer of the value it reads
+    replaced: set[tuple[int, int]] = set()  # writes that a later one covers
+    loaded: dict[tuple[int, int], list[TensorRef]] = {}  # (kernel, storage) -> in registers
+    reads: list[tuple[Moved, ...]] = []
     for index, node in enumerate(nodes):
-        seen: dict[int, int] = {}
+        kept: list[Moved] = []
         if node is not None:
+            kernel = kernel_of[index]
             for moved in node.traffic.reads:
-                value = current.get(moved.storage)
-                if value is not None:
-                    readers.setdefault((moved.storage, value.writer), []).append(index)
-                seen[moved.storage] = value.writer if value is not None else -1
+                left = _left_to_read(moved, index, kernel, alive, readers, kernel_of)
+                registers = loaded.setdefault((kernel, moved.storage), [])
+                if moved.region is not None:
+                    left = (
+                        0
+                        if _holds(registers, moved.region)
+                        else max(left - _bytes_inside(moved.region, registers), 0)
+                    )
+                if left:
+                    kept.append(moved._replace(nbytes=left))
+                if node.kind in FUSIBLE and moved.region is not None:
+                    registers.append(moved.region)
             for moved in node.traffic.writes:
-                value = current.get(moved.storage)
-                if value is not None:
-                    if moved.nbytes >= value.nbytes:
-                        overwritten.add((moved.storage, value.writer))
-                    else:  # a part is replaced, the rest lives on: whoever comes needs it
-                        readers.setdefault((moved.storage, value.writer), []).append(-1)
-                current[moved.storage] = _Value(index, moved.nbytes)
-        sees.append(seen)
-
-    loaded: set[tuple[int, int, int]] = set()  # (kernel, storage, writer) already in registers
+                earlier = alive.setdefault(moved.storage, [])
+                gone = [write for write in earlier if _covered(write.moved, moved)]
+                replaced.update((moved.storage, write.writer) for write in gone)
+                alive[moved.storage] = [w for w in earlier if w not in gone]
+                alive[moved.storage].append(_Write(index, moved))
+                for key in [k for k in loaded if k[1] == moved.storage]:
+                    loaded[key] = []  # what registers hold is the old value
+        reads.append(tuple(kept))
     result: list[Traffic] = []
     for index, node in enumerate(nodes):
-        if node is None:
-            result.append(Traffic((), ()))
-            continue
-        kernel = kernel_of[index]
-        reads = []
-        for moved in node.traffic.reads:
-            writer = sees[index][moved.storage]
-            key = (kernel, moved.storage, writer)
-            inside = writer >= 0 and writer != index and kernel_of.get(writer) == kernel
-            if not inside and key not in loaded:
-                reads.append(moved)
-            if node.kind in FUSIBLE:
-                loaded.add(key)
-        writes = []
-        for moved in node.traffic.writes:
-            used = readers.get((moved.storage, index), [])
-            survives = storages[moved.storage].died is None or (roles[moved.storage] in _KEPT_ROLES)
-            local = bool(used) and all(kernel_of.get(reader) == kernel for reader in used)
-            if local and (not survives or (moved.storage, index) in overwritten):
-                continue
-            writes.append(Moved(moved.storage, moved.nbytes))
-        result.append(Traffic(tuple(reads), tuple(writes)))
+        writes: list[Moved] = []
+        for moved in node.traffic.writes if node is not None else ():
+            key = (moved.storage, index)
+            used = readers.get(key, [])
+            survives = storages[moved.storage].died is None or roles[moved.storage] in _KEPT_ROLES
+            local = bool(used) and all(kernel_of.get(r) == kernel_of[index] for r in used)
+            if not (local and (not survives or key in replaced)):
+                writes.append(moved)
+        result.append(Traffic(reads[index], tuple(writes)))
     return result
+
+
+def _covered(old: Moved, new: Moved) -> bool:
+    return old.region is not None and new.region is not None and covers(new.region, old.region)
+
+
+def _left_to_read(
+    moved: Moved,
+    index: int,
+    kernel: int,
+    alive: dict[int, list[_Write]],
+    readers: dict[tuple[int, int], list[int]],
+    kernel_of: dict[int, int],
+) -> int:
+    """Bytes of a read that its own kernel has not just written; notes who reads what."""
+    region = moved.region
+    inside: list[TensorRef] = []
+    for write in reversed(alive.get(moved.storage, ())):
+        wrote = write.moved.region
+        if region is not None and wrote is not None and disjoint(wrote, region):
+            continue
+        readers.setdefault((moved.storage, write.writer), []).append(index)
+        mine = write.writer != index and kernel_of.get(write.writer) == kernel
+        if region is not None and wrote is not None:
+            if covers(wrote, region):
+                if mine:
+                    return 0
+                break
+            if mine:
+                inside.append(wrote)
+        elif mine and region is None:
+            return 0
+    if region is None:
+        return moved.nbytes
+    return max(moved.nbytes - _bytes_inside(region, inside), 0)
+
+
+def _holds(regions: Sequence[TensorRef], wanted: TensorRef) -> bool:
+    return any(covers(region, wanted) for region in regions)
+
+
+def _bytes_inside(whole: TensorRef, parts: Sequence[TensorRef]) -> int:
+    """Bytes of those `parts` that surely lie in `whole` and apart from each other."""
+    counted: list[TensorRef] = []
+    for part in parts:
+        if covers(whole, part) and all(disjoint(part, other) for other in counted):
+            counted.append(part)
+    return sum(part.nbytes for part in counted)

@@ -6,6 +6,7 @@ execution, and a trace read from a file is priced without torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,7 +69,7 @@ class Ledger:
     conventions: Conventions
     execution: str
     kernels: tuple[Kernel, ...]
-    materialised: frozenset[int] = frozenset()  # storages that some kernel still writes
+    materialised: frozenset[int] = frozenset()  # storages that some kernel reads or writes
 
     def total(self, phase: str | None = None) -> Cost:
         """The whole cost, or that of one phase."""
@@ -159,7 +160,7 @@ def price(
         groups = [[index] for index, node in enumerate(nodes) if node is not None]
         moved = [node.traffic if node is not None else Traffic((), ()) for node in nodes]
     kernels = tuple(_kernel(trace, members, works, moved, roles, conventions) for members in groups)
-    materialised = frozenset(m.storage for op in moved for m in op.writes)
+    materialised = frozenset(m.storage for op in moved for m in (*op.writes, *op.reads))
     return Ledger(trace, conventions, execution, kernels, materialised)
 
 
@@ -169,23 +170,39 @@ def _work(
 ) -> Work:  # fmt: skip
     if formula is not None:
         top_k = flow.top_k(index) if "grouped" in op.name else None
+        name = formula.function.__name__
         try:
-            return formula(op, Env(conventions, top_k))
-        except (TypeError, AttributeError, IndexError, ValueError) as error:
+            work = formula(op, Env(conventions, top_k))
+        except Exception as error:  # whatever a person's formula raises
             raise UserError(
-                f"the formula {formula.function.__name__!r} cannot read {op.name}: {error}"
+                f"the formula {name!r} cannot read {op.name}: {type(error).__name__}: {error}"
             ) from error
+        _check(work, name, op, formula)
+        return work
     if is_view(op):
         return Work(kind=FREE)
     found = lookup(op, op.name in trace.pointwise)
     return found if found is not None else Work(kind=UNKNOWN, confidence=UNMODELLED)
 
 
+def _check(work: Work, name: str, op: Op, formula: Formula) -> None:
+    """What a formula returns must be `Work` about arguments that the op has."""
+    if not isinstance(work, Work):
+        raise UserError(f"the formula {name!r} of {op.name} returns {work!r}: return tracer.Work")
+    known = {"*", *formula.parameters, *op.kwargs}
+    for argument in (*(work.read or ()), *(k for k in work.write or () if isinstance(k, str))):
+        if argument not in known:
+            raise UserError(
+                f"the formula {name!r} states bytes of {argument!r}, "
+                f"which {op.name} does not have: {', '.join(sorted(known))}"
+            )
+
+
 def _node(op: Op, work: Work, formula: Formula | None) -> Node | None:
     if work.kind == FREE or is_view(op):
         return None
-    elements = max((ref.numel for ref in (*op.outputs, *op.inputs())), default=0)
-    return Node(work.kind, op.phase, elements, traffic(op, work, formula))
+    loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
+    return Node(work.kind, op.phase, loop, traffic(op, work, formula))
 
 
 def _kernel(
@@ -227,7 +244,7 @@ def _cost(op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Con
     read: dict[str, int] = {}
     write: dict[str, int] = {}
     for side, items in ((read, moved.reads), (write, moved.writes)):
-        for storage, nbytes in items:
+        for storage, nbytes, _ in items:
             role = roles[storage]
             side[role] = side.get(role, 0) + _assumed(nbytes, role, conventions)
     return Cost(flops, work.vector, recompute, read, write)

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..capture.records import Op, TensorRef
+from .regions import covers
 from .registry import Formula, results_of
 from .work import FREE, Work
 
 
 class Moved(NamedTuple):
-    """Bytes to or from one storage."""
+    """Bytes to or from one storage; `region` where they are all of one view."""
 
     storage: int
     nbytes: int
+    region: TensorRef | None = None
 
 
 class Traffic(NamedTuple):
@@ -79,10 +81,13 @@ def _reads(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
             if exceptions[name]:
                 yield Moved(ref.storage, exceptions[name])
         elif name not in results:
-            before = read.setdefault(ref.storage, [])
-            if not any(_covers(other, ref) for other in before):
-                before.append(ref)
-                yield Moved(ref.storage, ref.nbytes)
+            read.setdefault(ref.storage, []).append(ref)
+    for storage, refs in read.items():
+        kept: list[TensorRef] = []
+        for ref in sorted(refs, key=lambda r: -r.distinct) if len(refs) > 1 else refs:
+            if not any(covers(other, ref) for other in kept):
+                kept.append(ref)
+                yield Moved(storage, ref.nbytes, ref)
 
 
 def _writes(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
@@ -90,44 +95,18 @@ def _writes(op: Op, work: Work, names: tuple[str, ...]) -> Iterator[Moved]:
     inputs = {ref.storage for ref in op.inputs()}
     for position, out in enumerate(op.outputs):
         if out.storage in op.mutates or out.storage not in inputs:
-            nbytes = exceptions.get(position, out.nbytes)
-            if nbytes:
-                yield Moved(out.storage, nbytes)
+            yield from _write(out, exceptions.get(position))
     returned = {out.storage for out in op.outputs}
     seen: set[TensorRef] = set()
     for name, ref in _arguments(op, names):
         if ref.storage in op.mutates and ref.storage not in returned and ref not in seen:
             seen.add(ref)
-            nbytes = exceptions.get(name, ref.nbytes)
-            if nbytes:
-                yield Moved(ref.storage, nbytes)
+            yield from _write(ref, exceptions.get(name))
 
 
-def _covers(big: TensorRef, small: TensorRef) -> bool:
-    """Whether reading `big` brings all of `small`, of the same storage, along: boxes nested."""
-    if big == small:
-        return True
-    if big.dtype != small.dtype or big.distinct < small.distinct:
-        return False
-    corner = small.offset - big.offset
-    if corner < 0:
-        return False
-    sizes_big = _extents(big)
-    sizes_small = _extents(small)
-    if not set(sizes_small) <= set(sizes_big):
-        return False
-    # Peel the distance between the corners into steps along each dimension, widest first.
-    for stride in sorted(sizes_big, reverse=True):
-        steps, corner = divmod(corner, stride)
-        if steps + sizes_small.get(stride, 1) > sizes_big[stride]:
-            return False
-    return corner == 0
-
-
-def _extents(ref: TensorRef) -> dict[int, int]:
-    """Size by stride, for the dimensions that move in memory."""
-    return {
-        stride: size
-        for size, stride in zip(ref.shape, ref.stride, strict=True)
-        if size > 1 and stride > 0
-    }
+def _write(ref: TensorRef, exception: int | None) -> Iterator[Moved]:
+    if exception is None:
+        if ref.nbytes:
+            yield Moved(ref.storage, ref.nbytes, ref)
+    elif exception:
+        yield Moved(ref.storage, exception)

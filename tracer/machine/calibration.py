@@ -1,6 +1,6 @@
 """The constants of a chip by family, and where each comes from.
 
-A chip file may hold tables `[calibration.<family>]`. A family that a chip lacks is taken from a
+A chip file may hold tables `[calibration.<family>]`. A constant that a chip lacks is taken from a
 chip of the same generation, else from Hopper's H200, whose constants are mostly dimensionless;
 either way the chip's own datasheet stays, and `origin` says whose constants were used.
 """
@@ -43,6 +43,7 @@ class Calibration:
         misfit: relative standard deviation of one prediction, by family.
         backend: how much longer the second best backend takes, a share of the best one's time.
         origin: id of the chip whose measurements each family comes from.
+        base_reach: `power.reach` of the chip that the matrix shares were fitted on.
     """
 
     chip: Chip
@@ -51,9 +52,19 @@ class Calibration:
     misfit: Mapping[str, float]
     backend: Mapping[str, float]
     origin: Mapping[str, str]
+    base_reach: float
 
     def __getitem__(self, family: str) -> Any:
         return self.families[family]
+
+    def rates(self, precision: str, **conditions: float) -> Rates:
+        """The chip's figures, its matrix peak as far as large products are known to reach it.
+
+        Shares of the matrix peak may be those of another chip; where the best measured product of
+        this one gets nearer to its peak or less near, so do all kernels.
+        """
+        found = rates(self.chip, precision, **conditions)
+        return found._replace(matrix=found.matrix * self["power"].reach / self.base_reach)
 
     def status(self) -> str:
         """How far the chip's own measurements are behind its constants: the weakest family.
@@ -105,15 +116,23 @@ def calibration_of(chip: Chip) -> Calibration:
     misfit: dict[str, float] = {}
     backend: dict[str, float] = {}
     origin: dict[str, str] = {}
-    for family in FAMILIES:
-        source = chip if family in chip.calibration else _nearest(family, chip.generation)
-        table = source.calibration[family]
-        families[family] = constants(family, table, source.id)
+    base = chip
+    for family, kind in FAMILIES.items():
+        own = chip.calibration.get(family, {})
+        source = chip if _complete(kind, own) else _nearest(family, chip.generation)
+        base = source if family == "power" else base
+        table = {**source.calibration[family], **own}
+        families[family] = constants(family, table, chip.id)
         spreads[family] = {name: item.spread for name, item in table.items() if name not in EXTRA}
         for name, values in (("misfit", misfit), ("backend", backend)):
             values[family] = table[name].value if name in table else 0.0
         origin[family] = source.id
-    return Calibration(chip, families, spreads, misfit, backend, origin)
+    reach = base.calibration["power"]["reach"].value
+    return Calibration(chip, families, spreads, misfit, backend, origin, reach)
+
+
+def _complete(kind: Any, table: Mapping[str, Constant]) -> bool:
+    return set(kind._fields) <= set(table)
 
 
 def constants(family: str, table: Mapping[str, Constant], chip: str) -> Any:
@@ -131,7 +150,7 @@ def _nearest(family: str, generation: str) -> Chip:
     found = None
     for chip_id in chip_ids():
         chip = load_chip(chip_id)
-        if family in chip.calibration:
+        if _complete(FAMILIES[family], chip.calibration.get(family, {})):
             if chip.generation == generation:
                 return chip
             if found is None or chip_id == REFERENCE:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracer.hardware import load_chip
 
-from .calibration import Calibration, calibration_of, rates
+from .calibration import Calibration, calibration_of
 from .families import PRECISIONS, predict, prompt
 from .kernels import prefill
 from .measured import COLUMNS, Row, Sample
@@ -79,6 +79,6 @@ def eager_seconds(sample: Sample, cal: Calibration) -> float:
     columns = dict(zip(COLUMNS[sample.family], (np.array([v]) for v in sample.values), strict=True))
     if sample.family != "attention_prefill":
         return float(predict(sample.family, columns, cal)[0])
-    r = rates(cal.chip, PRECISIONS[sample.family])
+    r = cal.rates(PRECISIONS[sample.family])
     constants = cal["attention_prefill"]
     return float(prefill(prompt(columns), r, constants, cal["power"], portable=True).seconds[0])

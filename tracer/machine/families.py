@@ -36,7 +36,7 @@ MLA_PREFILL, MLA_DECODE = (192.0, 128.0), (576.0, 512.0)
 
 def predict(family: str, x: Mapping[str, Array], cal: Calibration) -> Array:
     """Seconds of measured rows; `x` are the family's columns (`measured.COLUMNS`)."""
-    r = rates(cal.chip, PRECISIONS[family])
+    r = cal.rates(PRECISIONS[family])
     c, power = cal[family], cal["power"]
     seconds: Any
     if family == "gemm":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..cost import Ledger
-from .calibration import Calibration, rates
+from .calibration import Calibration
 from .kernels import (
     Cached,
     Estimate,
@@ -96,7 +96,7 @@ def group_seconds(group: Group, cal: Calibration, conditions: Conditions) -> Est
     precision = group.precision
     if precision == "fp32" and conditions.fp32_as in cal.chip.peak:
         precision = conditions.fp32_as
-    r = rates(cal.chip, precision, clock=conditions.clock, reserved_sms=conditions.reserved_sms)
+    r = cal.rates(precision, clock=conditions.clock, reserved_sms=conditions.reserved_sms)
     r = r._replace(matrix=r.matrix * conditions.matrix, memory=r.memory * conditions.memory)
     seconds: Estimate = _FAMILIES[group.family](group.columns, r, cal, conditions)
     return seconds
@@ -109,8 +109,9 @@ def families_of(group: Group) -> tuple[str, ...]:
 
 
 _LEANS_ON = {
-    "gemm": ("power",), "gemm_fp8": ("gemm", "power"), "gemm_fp8_block": ("gemm",),
-    "attention_prefill": ("power",), "mla_prefill": ("power",), "grouped": ("gemm", "power"),
+    "gemm": ("power",), "gemm_fp8": ("gemm", "power"), "gemm_fp8_block": ("gemm", "power"),
+    "attention_prefill": ("power",), "mla_prefill": ("power",), "attention_decode": ("power",),
+    "mla_decode": ("power",), "grouped": ("gemm", "power"),
     OTHER: ("power",),
 }  # fmt: skip
 

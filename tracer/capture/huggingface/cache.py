@@ -166,7 +166,7 @@ def tensors_of(tree: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
             yield from tensors_of(value, seen)
     elif isinstance(tree, (list, tuple)):
         yield from _each(tree, seen)
-    elif type(tree).__module__.startswith("transformers") and hasattr(tree, "__dict__"):
+    elif type(tree).__module__.startswith(("transformers", __package__)) and vars(tree):
         yield from _each(vars(tree).values(), seen)
 
 

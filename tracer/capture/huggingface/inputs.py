@@ -8,7 +8,7 @@ placeholder id where a model looks for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +42,12 @@ class Ask(NamedTuple):
 Maker = Callable[[Ask], Tensor]
 
 
-def make_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Tensor]:
+def make_inputs(
+    model: Any, batch: int, seq: int, device: str, given: Iterable[str] = ()
+) -> dict[str, Tensor]:
     """Keyword arguments of `model.forward` without a cache: what it requires and what it is for.
+
+    Those `given` are left out.
 
     Raises:
         UserError: an input that nothing here knows how to size; names it.
@@ -55,13 +59,15 @@ def make_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Tens
     if is_encoder_decoder(model) and "decoder_input_ids" not in wanted:
         wanted.append("decoder_input_ids")
     wanted += _companions(model, wanted, parameters)
-    return {name: make(name, ask) for name in dict.fromkeys(wanted)}
+    return {name: make(name, ask) for name in dict.fromkeys(wanted) if name not in given}
 
 
-def required_inputs(model: Any, batch: int, seq: int, device: str) -> dict[str, Tensor]:
-    """Only the inputs without a default."""
+def required_inputs(
+    model: Any, batch: int, seq: int, device: str, given: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Only the inputs without a default, but for those `given`."""
     ask = Ask(model, model.config, batch, seq, device)
-    return {name: make(name, ask) for name in _required(model)}
+    return {name: make(name, ask) for name in _required(model) if name not in given}
 
 
 def _required(model: Any) -> list[str]:

@@ -60,7 +60,7 @@ class HuggingFaceProgram:
         config: a transformers config.
         dtype: "bf16" (`from_config` ignores a checkpoint's quantisation) or "fp32".
         remote_code: let transformers run code from the model's repository.
-        inputs: inputs in place of those found from signature and config.
+        inputs: inputs beside or in place of those found from signature and config.
 
     Raises:
         UserError: a class that does not build on meta, or another dtype.
@@ -83,6 +83,9 @@ class HuggingFaceProgram:
         self.dtype = dtype
         self._remote_code = remote_code
         self._given = inputs
+        for spec in inputs:
+            if spec.name is None:
+                raise UserError(f"--input {spec.text!r}: name it, as the model's forward does")
         self._media = True
         self._own_cache = False
         self._experts = "grouped_mm"
@@ -302,27 +305,29 @@ class HuggingFaceProgram:
     # -- inputs ------------------------------------------------------------------------------------
 
     def _inputs(self, model: Any, phase: str, batch: int, seq: int, device: str) -> dict[str, Any]:
-        if self._given:
-            return {str(spec.name): spec.tensor(batch, seq, seq, device) for spec in self._given}
+        given = {s.name: s.tensor(batch, seq, seq, device) for s in self._given if s.name}
         inputs: dict[str, Any] = {}
         if is_causal_lm(model):
-            inputs |= required_inputs(model, batch, seq, device)
+            inputs |= required_inputs(model, batch, seq, device, given.keys())
             inputs |= self._text(model, batch, seq, device)
         else:
-            inputs |= make_inputs(model, batch, seq, device)
+            inputs |= make_inputs(model, batch, seq, device, given.keys())
         if self._media and media_kind(model) is not None:
-            return inputs | media_inputs(model, batch, seq, device)
+            return inputs | media_inputs(model, batch, seq, device) | given
         if "attention_mask" in forward_parameters(model) and "pixel_values" not in inputs:
             ids = inputs.get("input_ids")
             if isinstance(ids, Tensor):
                 inputs["attention_mask"] = torch.ones_like(ids)
-        return inputs
+        return inputs | given
 
     def _text(
         self, model: Any, batch: int, tokens: int, device: str, visible: int | None = None
     ) -> dict[str, Any]:
         """Token ids; an all-ones mask keeps transformers from looking for packed sequences."""
-        inputs = {"input_ids": torch.zeros(batch, tokens, dtype=torch.long, device=device)}
+        # MusicGen reads the codebooks of a sequence as so many rows.
+        books = self.config.num_codebooks if "musicgen" in self.config.model_type else 1
+        shape = batch * books, tokens
+        inputs = {"input_ids": torch.zeros(shape, dtype=torch.long, device=device)}
         if "attention_mask" in forward_parameters(model):
             length = tokens if visible is None else visible
             inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long, device=device)

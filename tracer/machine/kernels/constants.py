@@ -13,10 +13,11 @@ from .rates import Num
 
 
 class Power(NamedTuple):
-    """Clock sag of long kernels, for every family with matrix work."""
+    """How far matrix units get under the chip's power limit, for every family with matrix work."""
 
     sag: Num  # share by which a matrix kernel that runs for long is slower than a short one
     settle: Num  # s, run time at which half of the sag has set in
+    reach: Num  # best share of the matrix peak that anyone measured in a large product
 
 
 class Gemm(NamedTuple):
