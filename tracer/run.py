@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     from .report.document import as_document
 
     _check_model(options)
-    out = files.prepare(options.out) if options.out is not None else None
+    out = files.check_folder(options.out) if options.out is not None else None
     study = answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
     if out is not None:
@@ -107,7 +107,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
 
 def answer(options: argparse.Namespace, command: str) -> Study:
     """Everything the outputs show. Input is checked before any model is built."""
-    chips = tuple(load_chip(name) for name in dict.fromkeys(options.chip or ["h200_sxm"]))
+    named = {chip.id: chip for chip in map(load_chip, options.chip or ["h200_sxm"])}
+    chips = tuple(named.values())
     asked = _chosen(options.phase, PHASES, "--phase") if options.phase else None
     executions = _chosen(options.exec, EXECUTIONS, "--exec")
     _check_sizes(options)
@@ -159,6 +160,11 @@ def answer(options: argparse.Namespace, command: str) -> Study:
 
 def _check_model(options: argparse.Namespace) -> None:
     """Exactly one model, and options only where they apply."""
+    for name, value in vars(options).items():
+        if isinstance(value, list) and name in ("hf_config", "module", "exported", "out"):
+            raise UserError(
+                f"--{name.replace('_', '-')} has no value"
+            )  # argparse drops a lone '--'
     given = [f for f in ("hf_config", "module", "exported") if getattr(options, f) is not None]
     names = " and ".join("--" + name.replace("_", "-") for name in given)
     if not given:
@@ -193,7 +199,7 @@ def _program(options: argparse.Namespace) -> Program:
         return ExportedProgram(options.exported)
     return load_program(
         options.hf_config,
-        dtype=options.dtype or "bf16",
+        dtype="bf16" if options.dtype is None else options.dtype,
         layers=options.layers,
         remote_code=options.trust_remote_code,
         inputs=inputs,

@@ -1,6 +1,7 @@
 """Bad input: one line on standard error, exit code 2, no traceback, nothing written."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -12,6 +13,19 @@ from command_line import run
 from tracer.cost import registry
 
 SMALL = ("--batch", "2", "--seq", "32", "--context", "64")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """An unknown name is looked for on the hub: here there is none."""
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ class Capture:
                 sid,
                 not buffer and tensor.requires_grad,
                 buffer,
+                int(tensor.storage_offset()) if tensor.layout == torch.strided else 0,
             )
 
     def _mark_gradients(self) -> None:

@@ -127,14 +127,18 @@ def _find_config(model: str) -> tuple[Mapping[str, Any] | None, str]:
         name = folded[model.lower()]
         return bundled_config(name), name
     path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
-        if not path.is_file():
-            raise UserError(f"{model!r} is a folder without a config.json")
-    if path.is_file():
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+            if not path.is_file():
+                raise UserError(f"{model!r} is a folder without a config.json")
+        is_file = path.is_file()
+    except OSError as error:
+        raise UserError(f"model {model[:80]!r}: not a possible name ({error.strerror})") from error
+    if is_file:
         try:
             config = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(config, dict) or "model_type" not in config:
             raise UserError(f"{path} has no key 'model_type': is it a Hugging Face config.json?")

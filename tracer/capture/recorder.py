@@ -40,6 +40,8 @@ class Recorder(compat.TorchDispatchMode):
     ops behind them are seen.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()
         self.tensors = TensorTable()

@@ -120,6 +120,7 @@ class Parameter(NamedTuple):
     storage: int
     trainable: bool
     buffer: bool
+    offset: int = 0  # of its first element in the storage
 
     @property
     def numel(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..capture.records import FORWARD, Op, TensorRef, Trace
+from ..capture.records import FORWARD, Op, Parameter, TensorRef, Trace
 from ..cost import NAIVE, price
 from ..cost.dataflow import Dataflow
 
@@ -40,22 +40,33 @@ def take_inventory(trace: Trace, tokens: int) -> Inventory:
 
 def _active(trace: Trace) -> int:
     """Σ over touched parameters of numel × share, the share being k/E under a grouped matmul."""
-    by_storage = {p.storage: p for p in trace.parameters if not p.buffer}
+    by_storage: dict[int, list[Parameter]] = {}
+    for item in trace.parameters:
+        if not item.buffer:
+            by_storage.setdefault(item.storage, []).append(item)
     flow = Dataflow(trace.ops)
-    met: dict[int, int] = {}  # storage -> elements of one layer that a token meets
+    met: dict[str, int] = {}  # name -> elements that a token meets, over all layers it stands for
     for index, op in enumerate(trace.ops):
         if op.phase != FORWARD:
             continue
         for ref in op.inputs():
-            parameter = by_storage.get(ref.storage)
+            owners = by_storage.get(ref.storage)
+            parameter = _owner(owners, ref) if owners else None
             if parameter is None or not _computes(op, ref):
                 continue
             elements = parameter.numel
             if "grouped" in op.name and len(ref.shape) == 3:
                 top_k = flow.top_k(index) or ref.shape[0]
                 elements = elements * top_k // ref.shape[0]
-            met[ref.storage] = max(met.get(ref.storage, 0), elements * op.times)
+            met[parameter.name] = max(met.get(parameter.name, 0), elements * op.times)
     return sum(met.values())
+
+
+def _owner(owners: list[Parameter], ref: TensorRef) -> Parameter | None:
+    """Which of the parameters in one storage (a flat buffer may hold many) `ref` lies in."""
+    if len(owners) == 1:
+        return owners[0]
+    return next((p for p in owners if p.offset <= ref.offset < p.offset + p.numel), None)
 
 
 def _computes(op: Op, ref: TensorRef) -> bool:

@@ -17,26 +17,33 @@ from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
 
 
-def prepare(out: str) -> Path:
-    """The folder of `--out`, made if needed, before any work starts.
+def check_folder(out: str) -> Path:
+    """The folder of `--out`, checked before any work starts and made only when there is output.
 
     Raises:
-        UserError: the path is a file, or cannot be made or written.
+        UserError: the name is empty or impossible, the path is a file or lies under one, or the
+            place cannot be written.
     """
     path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+    if not out.strip() or "\0" in out:
+        raise UserError(f"--out {out!r}: give a folder")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--out {out}: this folder cannot be written")
+        existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out[:80]}: not a possible folder ({error.args[-1]})") from error
+    if not existing.is_dir():
+        raise UserError(f"--out {out}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--out {out}: {existing} cannot be written")
     return path
 
 
 def write(study: Study, out: Path) -> list[Path]:
     """`report.json`, `ops.csv`, a roofline for every chip, then `report.md`; returns the paths."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
     written = [
         write_whole(out / "report.json", json.dumps(as_document(study), indent=1) + "\n"),
         write_whole(out / "ops.csv", ops_csv(study)),
