@@ -301,6 +301,8 @@ def _line(row: Row) -> str:
         cells = [row.family, row.model, "-", "no", "no", "-", "-", f"{row.seconds:.1f}"]
         return f"| {' | '.join(cells)} | {row.failure} |"
     notes = list(dict.fromkeys(row.notes))
+    if row.family in FIELDS:
+        notes.insert(0, f"default config with {', '.join(FIELDS[row.family])} set")
     cells = [row.family, row.model, str(row.layers or "all")]
     for phase in (("prefill", "forward"), ("training",), ("decode",)):
         state = next((row.phases[p] for p in phase if p in row.phases), None)

@@ -56,8 +56,9 @@ def parser() -> argparse.ArgumentParser:
     add("--optimizer", default="adamw", metavar="O", help="of training: adamw (default) or none")
     add("--layers", type=int, metavar="N", help="keep only N layers")
     add("--assume", action="append", default=[], metavar="NAME=VALUE",
-        help="weight_residency, activation_fusion, causal, routing, launch, matmul_efficiency, "
-        "memory_efficiency, fp32_matmul; printed when used")  # fmt: skip
+        help="counting: weight_residency, activation_fusion, causal, routing; seconds: model "
+        "(kernels|roofline), launch, matmul_efficiency, memory_efficiency, fp32_matmul, host, "
+        "clock, reserved_sms, attention (best|portable); printed when used")  # fmt: skip
     add("--out", metavar="DIR", help="write report.md, report.json, ops.csv and rooflines there")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--strict", action="store_true", help="an op without a formula is an error")
@@ -162,9 +163,8 @@ def _check_model(options: argparse.Namespace) -> None:
     """Exactly one model, and options only where they apply."""
     for name, value in vars(options).items():
         if isinstance(value, list) and name in ("hf_config", "module", "exported", "out"):
-            raise UserError(
-                f"--{name.replace('_', '-')} has no value"
-            )  # argparse drops a lone '--'
+            # argparse turns a lone '--' into an empty list
+            raise UserError(f"--{name.replace('_', '-')} has no value")
     given = [f for f in ("hf_config", "module", "exported") if getattr(options, f) is not None]
     names = " and ".join("--" + name.replace("_", "-") for name in given)
     if not given:

@@ -268,6 +268,38 @@ def test_a_part_that_is_replaced_does_not_hide_the_other():
     assert sum(read for _, read, _ in kernels(t)) == 2 * X
 
 
+def test_the_rest_of_a_tensor_that_was_replaced_in_part_is_read():
+    x, v, w = T(R, C), T(R, C), T(C, C)
+
+    def program():
+        y = x.sin()
+        p = y @ w  # ends the first kernel
+        y[: R // 2].copy_(v.cos()[: R // 2])
+        return y * 2, p
+
+    fused = kernels(trace(program))[-1]
+    assert fused[0] == ["cos", "copy_", "mul"]
+    assert fused[1] == X + X // 2  # v, and the half of y that stayed
+
+
+def test_a_part_made_and_read_in_the_kernel_is_not_taken_off_the_rest_twice():
+    x, v, w = T(R, C), T(R, C), T(C, C)
+
+    def program():
+        y = x.sin()
+        p = y @ w
+        top = y[: R // 2]
+        top.copy_(v.cos()[: R // 2])
+        part = top * 3  # reads the part that was made here
+        return y * 2, p, part
+
+    t = trace(program)
+    fused = kernels(t)[-1]
+    assert fused[0] == ["cos", "copy_", "mul", "mul"]
+    assert fused[1] == X + X // 2
+    assert fused[2] == X + X // 2
+
+
 def test_two_slots_of_a_cache_are_both_written():
     cache = T(10, C)
     k = T(1, C)

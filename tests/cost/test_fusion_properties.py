@@ -16,7 +16,7 @@ N = 4
 def op_list():
     pick = st.integers(0, 5)
     return st.lists(
-        st.tuples(st.sampled_from(sorted(ACTIONS)), pick, pick), min_size=1, max_size=14
+        st.tuples(st.sampled_from(sorted(ACTIONS)), pick, pick), min_size=1, max_size=16
     )
 
 
@@ -116,7 +116,7 @@ def needed(trace, members_of_kernels):
     return reads, [4 * len(found) for found in writes]
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(op_list())
 def test_a_fused_schedule_keeps_every_dependency(program):
     t, _ = run(program)
@@ -139,7 +139,7 @@ def test_a_fused_schedule_keeps_every_dependency(program):
         assert members == sorted(members)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(op_list())
 def test_fused_bytes_are_enough_and_never_more_than_unfused(program):
     t, _ = run(program)

@@ -84,6 +84,7 @@ class Step:
             "t_hbm": self.times.memory,
             "t_network": self.times.network,
             "t_step": self.times.step,
+            "t_step_p10_p90": self.times.interval(),
             "t_bound": self.times.bound,
             "tokens_per_s": self.tokens_per_s,
             "mfu": self.mfu,

@@ -32,7 +32,8 @@ class Study:
 
     def notes(self) -> list[str]:
         """The conventions and assumptions in force."""
-        notes = [*self.conventions.notes(), *self.timing.notes()]
+        of_chips = [note for step in self.steps for note in step.times.notes()]
+        notes = [*self.conventions.notes(), *dict.fromkeys([*self.timing.notes(), *of_chips])]
         if any(step.ledger.execution == NAIVE for step in self.steps):
             notes.append(
                 "naive: every op its own kernel, attention as matmuls over all S^2 pairs, so its "
@@ -43,7 +44,8 @@ class Study:
 
 
 RESULT_HEADERS = (
-    "phase", "exec", "B", "S / L", "FLOPs", "bytes", "FLOP/B", "compute", "memory", "step", "ideal",
+    "phase", "exec", "B", "S / L", "FLOPs", "bytes", "FLOP/B", "compute", "memory", "step",
+    "P10-P90", "ideal",
     "tokens/s", "MFU", "waits for", "fits",
 )  # fmt: skip
 
@@ -64,12 +66,22 @@ def result_row(step: Step) -> tuple[str, ...]:
         seconds(step.times.compute),
         seconds(step.times.memory),
         seconds(step.times.step),
+        _interval(step),
         seconds(step.times.bound),
         rate if step.feasible else f"({rate})",
         f"{step.mfu:.1%}" if step.ledger.execution == EFFICIENT else "-",
         f"{step.times.regime} {shares[step.times.regime]:.0%}",
         "yes" if step.feasible else f">={step.chips_at_least} chips",
     )
+
+
+def _interval(step: Step) -> str:
+    """How far the spread of the kernel constants moves the step, in % of it."""
+    interval = step.times.interval()
+    if interval is None or not step.times.step:
+        return "-"
+    low, high = (value / step.times.step - 1 for value in interval)
+    return f"{low:+.0%}..{high:+.0%}"
 
 
 def contributors(step: Step, key: str, top: int = 5) -> list[tuple[str, str, str, str, str]]:

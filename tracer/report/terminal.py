@@ -27,7 +27,7 @@ def render(study: Study) -> str:
             tabulate(
                 [result_row(step) for step in steps],
                 RESULT_HEADERS,
-                colalign=("left", "left", *["right"] * 11, "left", "left"),
+                colalign=("left", "left", *["right"] * 12, "left", "left"),
                 disable_numparse=True,
             )
         )
