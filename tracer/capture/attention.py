@@ -127,6 +127,7 @@ def sdpa(
     grouped = query.dim() == 4 and query.shape[1] != key.shape[1]
     if (
         not (fused_attention_active() and _is_shape_only(query))
+        or not compat.fused_attention_allowed()
         or query.dim() != 4
         # What torch refuses is refused by torch.
         or (grouped and (not enable_gqa or query.shape[1] % key.shape[1] != 0))

@@ -13,12 +13,15 @@ from torch._C import _current_autograd_node as current_autograd_node
 from torch._C import _current_graph_task_id as current_graph_task_id
 from torch.autograd import _get_sequence_nr as next_sequence_nr  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 __all__ = [
     "TorchDispatchMode",
     "current_autograd_node",
     "current_graph_task_id",
     "decompose",
+    "fake_mode",
+    "fused_attention_allowed",
     "is_composite",
     "is_fake",
     "next_sequence_nr",
@@ -27,6 +30,9 @@ __all__ = [
     "override_composite",
     "recomputes",
     "storage_key",
+    "tree_any",
+    "tree_leaves",
+    "tree_map",
     "writes",
 ]
 
@@ -101,3 +107,18 @@ def outside_fake_mode() -> Any:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()
+
+
+def fake_mode(**options: Any) -> Any:
+    """A FakeTensorMode; its machinery is imported on first use only."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(**options)
+
+
+def fused_attention_allowed() -> bool:
+    """Whether `torch.nn.attention.sdpa_kernel` leaves any fused kernel to choose."""
+    cuda = torch.backends.cuda
+    return bool(
+        cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()
+    )

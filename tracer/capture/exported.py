@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
-from torch.utils._pytree import tree_map
 
 from ..errors import UserError
+from .compat import tree_map
 from .grounds import META, VALUES
 from .loss import any_loss
 from .program import INFERENCE, TRAINING, Run, no_state

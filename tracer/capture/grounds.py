@@ -67,9 +67,7 @@ def on(ground: str) -> Iterator[list[str]]:
 @functools.cache
 def _fake_mode() -> Any:
     """One mode for all runs: a module built under another would be foreign to it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return compat.fake_mode(allow_non_fake_inputs=True)
 
 
 def fake_twin(model: nn.Module) -> nn.Module:

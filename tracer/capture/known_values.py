@@ -23,13 +23,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import compat
+from .compat import tree_any, tree_leaves, tree_map
 
 _MAX_INTEGERS = 2**26  # elements of an integer or boolean tensor that is followed
-_MAX_FLOATS = 2**20  # elements of a floating tensor that is followed
+_MAX_FLOATS = 2**25  # elements of a floating tensor that is followed
 _CPU = torch.device("cpu")
 
 _aten = torch.ops.aten
@@ -70,6 +70,13 @@ class KnownValues(compat.TorchDispatchMode):
     def know(self, tensor: Tensor, value: Tensor) -> None:
         """State the value of a meta tensor; same shape and dtype."""
         self._known[tensor] = value
+
+    def numbers(self, data: Any) -> Any:
+        """Nested lists with the values of the scalar tensors in them; None if one is unknown."""
+        leaves = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor)]
+        if isinstance(data, Tensor) or any(t.is_meta and t not in self._known for t in leaves):
+            return None
+        return tree_map(lambda x: self._value(x).item() if isinstance(x, Tensor) else x, data)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -239,9 +246,10 @@ class _Literals(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func in _LITERALS and isinstance(out, Tensor) and out.is_meta and _small(out):
             data = kwargs.get("data", args[_LITERALS[func]] if args else None)
-            if not isinstance(data, Tensor):
-                with _no_modes():
-                    self._values.know(out, torch.tensor(data, dtype=out.dtype, device="cpu"))
+            with _no_modes():
+                known = self._values.numbers(data)
+                if known is not None:
+                    self._values.know(out, torch.tensor(known, dtype=out.dtype, device="cpu"))
         if func in _FINITE and isinstance(out, Tensor) and out.is_meta:
             with _no_modes():
                 self._values.know(out, torch.tensor(_FINITE[func]).expand(out.shape))

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
+from .compat import tree_leaves
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

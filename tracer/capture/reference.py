@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UserError
 from .grounds import META
 from .loss import next_token_loss
 from .program import DECODE, PREFILL, TRAINING, Run, no_state
@@ -35,6 +36,8 @@ class ReferenceProgram:
         self.source = "reference model (tracer.models)"
         raw = copy.deepcopy(dict(config))
         if layers is not None:
+            if layers > raw.get("num_hidden_layers", layers):
+                raise UserError(f"--layers {layers}: {name} has {raw['num_hidden_layers']} layers")
             raw["num_hidden_layers"] = layers
             raw["first_k_dense_replace"] = min(layers, raw.get("first_k_dense_replace", 0))
         self.config = Config.from_hf(raw, name)

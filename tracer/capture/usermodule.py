@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..errors import UserError, did_you_mean
+from .compat import tree_map
 from .grounds import FAKE, GROUNDS, REAL, REAL_BATCH, REAL_TOKENS, device_of, fake_twin
 from .inputspec import InputSpec
 from .loss import any_loss

@@ -18,11 +18,12 @@ from ..errors import UserError
 from .adamw import MasterAdamW
 from .capture import Capture
 from .grounds import META, VALUES, NotTried, asks_for_data, on
+from .modules import OUTSIDE
 from .program import DECODE, TRAINING, WORKLOADS, Program, Run
-from .records import Trace
+from .records import FORWARD, Trace
 
 OPTIMIZERS = ("adamw", "none")
-_LOOP = 256  # ops in one call of one module, at least, that are taken for a loop over tokens
+_LOOP = 48  # times that one op runs in one call of one module, at least, to be taken for a loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def _climb(program: Program, workload: Workload, attention: str, fold: bool) -> 
             "seq": run.seq,
             "context": run.context,
             "ground": ground,
-            "notes": [*program.cures, *assumed, *run.notes, *_loops(trace, run)],
+            "notes": [*program.cures, *assumed, *run.notes, *_loops(trace)],
         }
         return trace
     assert first is not None
@@ -175,16 +176,18 @@ def _fill_gradients(model: nn.Module) -> None:
             parameter.grad = torch.empty_like(parameter)
 
 
-def _loops(trace: Trace, run: Run) -> list[str]:
-    """A note on modules that walk the tokens one by one, as recurrences without a kernel do."""
-    calls = Counter(op.call for op in trace.ops)
-    tokens = max(run.seq, _LOOP)
-    kinds = sorted({trace.calls[c].kind for c, n in calls.items() if c and n >= tokens})
-    if not kinds:
-        return []
+def _loops(trace: Trace) -> list[str]:
+    """Notes on modules that walk tokens or chunks in Python, as a recurrence without a kernel."""
+    steps = Counter((op.call, op.name) for op in trace.ops if op.phase == FORWARD)
+    most: dict[str, int] = {}
+    for (call, _), count in steps.items():
+        if call != OUTSIDE and count >= _LOOP:
+            kind = trace.calls[call].kind
+            most[kind] = max(most.get(kind, 0), count)
     return [
-        f"{', '.join(kinds)}: a recurrence written as a loop over the tokens, one launch an op; "
-        "a GPU with a kernel for it runs one launch a layer"
+        f"{kind}: a loop in Python, up to {count:,} launches of one op in one call; "
+        "a kernel written for it is one launch"
+        for kind, count in sorted(most.items())
     ]
 
 

@@ -192,21 +192,15 @@ def _without_intermediates(
     alive: dict[int, list[_Write]] = {}  # storage -> writes of which something is left, in order
     readers: dict[tuple[int, int], list[int]] = {}  # (storage, writer) -> ops
     replaced: set[tuple[int, int]] = set()  # writes that a later one covers
-    loaded: dict[tuple[int, int], list[TensorRef]] = {}  # (kernel, storage) -> in registers
+    loaded: dict[int, dict[int, list[TensorRef]]] = {}  # storage -> kernel -> in its registers
     reads: list[tuple[Moved, ...]] = []
     for index, node in enumerate(nodes):
         kept: list[Moved] = []
         if node is not None:
             kernel = kernel_of[index]
             for moved in node.traffic.reads:
-                left = _left_to_read(moved, index, kernel, alive, readers, kernel_of)
-                registers = loaded.setdefault((kernel, moved.storage), [])
-                if moved.region is not None:
-                    left = (
-                        0
-                        if _holds(registers, moved.region)
-                        else max(left - _bytes_inside(moved.region, registers), 0)
-                    )
+                registers = loaded.setdefault(moved.storage, {}).setdefault(kernel, [])
+                left = _left_to_read(moved, index, kernel, registers, alive, readers, kernel_of)
                 if left:
                     kept.append(moved._replace(nbytes=left))
                 if node.kind in FUSIBLE and moved.region is not None:
@@ -217,8 +211,7 @@ def _without_intermediates(
                 replaced.update((moved.storage, write.writer) for write in gone)
                 alive[moved.storage] = [w for w in earlier if w not in gone]
                 alive[moved.storage].append(_Write(index, moved))
-                for key in [k for k in loaded if k[1] == moved.storage]:
-                    loaded[key] = []  # what registers hold is the old value
+                loaded.pop(moved.storage, None)  # what registers hold is the old value
         reads.append(tuple(kept))
     result: list[Traffic] = []
     for index, node in enumerate(nodes):
@@ -242,11 +235,12 @@ def _left_to_read(
     moved: Moved,
     index: int,
     kernel: int,
+    registers: list[TensorRef],
     alive: dict[int, list[_Write]],
     readers: dict[tuple[int, int], list[int]],
     kernel_of: dict[int, int],
 ) -> int:
-    """Bytes of a read that its own kernel has not just written; notes who reads what."""
+    """Bytes of a read that its own kernel has not just written or read; notes who reads what."""
     region = moved.region
     inside: list[TensorRef] = []
     for write in reversed(alive.get(moved.storage, ())):
@@ -266,11 +260,9 @@ def _left_to_read(
             return 0
     if region is None:
         return moved.nbytes
-    return max(moved.nbytes - _bytes_inside(region, inside), 0)
-
-
-def _holds(regions: Sequence[TensorRef], wanted: TensorRef) -> bool:
-    return any(covers(region, wanted) for region in regions)
+    if any(covers(held, region) for held in registers):
+        return 0
+    return max(moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0)
 
 
 def _bytes_inside(whole: TensorRef, parts: Sequence[TensorRef]) -> int:

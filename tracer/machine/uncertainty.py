@@ -62,7 +62,12 @@ def drivers(plan: Plan, cal: Calibration, offset: float) -> list[Driver]:
         if not index:
             continue
         seconds = now[index] * plan.launches[index]
-        misfit = seconds * max(cal.misfit.get(family, 0.0), wide)
+        # What a formula gets wrong it gets wrong for all kernels of one shape alike; those have
+        # the same seconds a launch.
+        _, shape = np.unique(
+            np.round(np.log(np.maximum(now[index], 1e-12)), 9), return_inverse=True
+        )
+        misfit = np.bincount(shape, seconds) * max(cal.misfit.get(family, 0.0), wide)
         delta = P90 * float(np.sqrt((misfit**2).sum()))
         found.append(Driver(f"{family}: form", step - delta, step + delta))
         slower = float(seconds.sum()) * cal.backend.get(family, 0.0)

@@ -35,8 +35,8 @@ class Ask(NamedTuple):
         return torch.full((batch, tokens), value, dtype=torch.long, device=self.device)
 
     def floats(self, *shape: int) -> Tensor:
-        """Floating input in the model's own precision."""
-        return torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+        """Floating input in the model's own precision; an image of zeros would count as padding."""
+        return torch.ones(shape, dtype=self.model.dtype, device=self.device)
 
 
 Maker = Callable[[Ask], Tensor]
@@ -166,7 +166,7 @@ def _image(ask: Ask) -> Tensor:
     if _takes_tiles(ask):
         tiles = sizes.find(ask.config, "max_num_tiles", default=1)
         shape = (tiles, colours, height, width) if tiles > 1 else (colours, height, width)
-        return ask.floats(ask.batch, 1, *shape)
+        return ask.floats(ask.batch, sizes.tiles(ask.model), *shape)
     return ask.floats(ask.batch, colours, height, width)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ...errors import UserError
 from . import sizes
 from .classes import forward_parameters, is_causal_lm, is_encoder_decoder
-from .config import text_config
 from .inputs import Ask, make
 
 _KINDS = (("pixel_values", "image"), ("input_features", "audio"))
@@ -79,7 +78,7 @@ def _reads_sizes(config: Any) -> bool:
 
 
 def _features(model: Any, kind: str, media: dict[str, Tensor]) -> int:
-    """Feature vectors of the text model's width that the tower makes of the whole batch."""
+    """Feature vectors that the tower makes of the whole batch."""
     get = getattr(model, f"get_{kind}_features")
     with torch.no_grad():
         out = get(**{k: v for k, v in media.items() if not k.startswith("aspect")})
@@ -88,5 +87,4 @@ def _features(model: Any, kind: str, media: dict[str, Tensor]) -> int:
         features = out[0] if isinstance(out, tuple) else out
     if isinstance(features, Tensor):
         features = [features]
-    width = text_config(model.config).hidden_size
-    return sum(int(f.numel()) // int(width) for f in features)
+    return sum(int(f.numel()) // int(f.shape[-1]) for f in features)

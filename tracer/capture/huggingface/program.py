@@ -200,6 +200,7 @@ class HuggingFaceProgram:
             context = min(context, REAL_TOKENS)
         model = self._module(ground)
         model.train(phase == TRAINING)
+        _forgets_images(model)
         device = device_of(ground)
         with quiet(), torch.no_grad():
             if phase == DECODE:
@@ -258,6 +259,8 @@ class HuggingFaceProgram:
         if need == "full":
             notes.append("decode: the cache is transformers' own, some of it copied at every step")
         inputs = self._text(model, batch, 1, device, context) | {"use_cache": True}
+        if _forgets_images(model):
+            inputs.pop("attention_mask", None)  # they would make positions for all of its length
         if cache is not None:
             inputs[name or "past_key_values"] = cache
         inputs = _accepted(model, inputs)
@@ -408,6 +411,17 @@ def _cache_of(out: Any) -> Any:
         if found is not None:
             return found
     return None
+
+
+def _forgets_images(model: Any) -> bool:
+    """Clear the position offset that Qwen-VL's kind keeps of the last prompt; whether it has one.
+
+    A run must not depend on the runs before it.
+    """
+    holders = [m for m in model.modules() if hasattr(m, "rope_deltas")]
+    for module in holders:
+        module.rope_deltas = None
+    return bool(holders)
 
 
 def _without_layerdrop(config: Any) -> bool:

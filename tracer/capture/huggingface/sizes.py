@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,6 +53,16 @@ def image_size(config: Any) -> tuple[int, int]:
     if isinstance(size, (list, tuple)):
         return int(size[0]), int(size[-1])
     return (int(size), int(size)) if size else (_IMAGE, _IMAGE)
+
+
+def tiles(model: Any) -> int:
+    """Tiles that an image of the config's size is cut into, with the small one of the whole."""
+    count = getattr(sys.modules[type(model).__module__], "image_size_to_num_patches", None)
+    pinpoints = getattr(model.config, "image_grid_pinpoints", None)
+    if count is None or not pinpoints:
+        return 1
+    height, width = image_size(model.config)
+    return int(count([height, width], pinpoints, model.config.vision_config.image_size))
 
 
 def channels(config: Any) -> int:
