@@ -138,7 +138,11 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         first = next((p for p in ("prefill", "forward") if p in program.phases), program.phases[0])
         small = Workload(first, 1, min(program.shortest, seq), context, "none")
         trace = record(program, small, fold=fold)
-        inventory = take_inventory(trace, small.as_run(trace).tokens)
+        tokens, longer = small.as_run(trace).tokens, None
+        if first == "prefill" and 2 * small.seq <= longest:
+            twice = record(program, Workload(first, 1, 2 * small.seq, context, "none"), fold=fold)
+            longer = (twice, 2 * tokens)
+        inventory = take_inventory(trace, tokens, longer)
         steps, notes = [], list[str]()
         for phase in phases:
             workload = Workload(phase, options.batch, seq, context, options.optimizer)
@@ -155,7 +159,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         print(f"note: {note}", file=sys.stderr)
     return Study(
         program.name, program.source, program.dtype, inventory, chips, tuple(steps), conventions,
-        timing, _versions(), command,
+        timing, _versions(), command, tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
 

@@ -234,7 +234,7 @@ def test_full_equals_folded(config, plain):
             if isinstance(value, float):
                 # The spread goes by kernels of one shape. One that reaches over a fold's edge (the
                 # end of the last layer with the norm behind it) has another share of its ops there.
-                rel = 1e-4 if "p10_p90" in path else 1e-9
+                rel = 1e-3 if "p10_p90" in path else 1e-9
                 assert other == pytest.approx(value, rel=rel), (a["phase"], a["exec"], path)
             else:
                 assert other == value, (a["phase"], a["exec"], path)

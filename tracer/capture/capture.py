@@ -51,7 +51,9 @@ class Capture:
                 "a torch.compile'd module runs as one opaque graph: "
                 "trace the module that you gave to torch.compile (its ._orig_mod)"
             )
-        self.trace = Trace()
+        self._trace: Trace | None = None
+        self._done = False
+        self._lazy = False  # some parameters do not exist before the first call
         self._model = model
         self._fold = fold
         self._attention = attention
@@ -82,15 +84,28 @@ class Capture:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # The trace is built even when the model raised midway: what ran stays readable.
+        # Also when the model raised midway: what ran stays readable.
         self._context.close()
         self._mark_gradients()
-        if self._model is not None:
+        if self._model is not None and self._lazy:
             known = {parameter.name for parameter in self._parameters}
             self._parameters += [p for p in self._inventory(self._model) if p.name not in known]
-        with _without_collector():
-            self._finish()
+        self._recorder.tensors.detach()
         self._model = None  # a finished capture does not keep the model alive
+        self._done = True
+
+    @property
+    def trace(self) -> Trace:
+        """What was recorded: empty before the `with` block ends, made into records when first read.
+
+        The notes that the hook took are whole by then; only their form changes here.
+        """
+        if not self._done:
+            return Trace()
+        if self._trace is None:
+            with _without_collector():
+                self._trace = self._records()
+        return self._trace
 
     def unfold(self) -> None:
         """Put the folded layers back before the block ends, as an optimizer step needs them."""
@@ -129,6 +144,7 @@ class Capture:
         named += [(name, tensor, True) for name, tensor in model.named_buffers()]
         for name, tensor, buffer in named:
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                self._lazy = True
                 continue  # a lazy module makes it on its first call, and it is taken in then
             sid = self._recorder.tensors.identify(tensor, "weights")
             yield Parameter(
@@ -145,21 +161,21 @@ class Capture:
         if self._model is not None:
             self.mark("gradients", (p.grad for p in self._model.parameters() if p.grad is not None))
 
-    def _finish(self) -> None:
+    def _records(self) -> Trace:
         recorder = self._recorder
-        recorder.tensors.detach()
-        calls = self._stack.calls
-        self.trace.ops = _with_counts(recorder.ops(), self._stack)
-        self.trace.calls = calls
-        self.trace.storages = recorder.tensors.storages()
-        self.trace.parameters = self._parameters
-        self.trace.folds = tuple(fold for fold in self._folds if fold.layers > 1)
-        self.trace.pointwise = frozenset(recorder.pointwise)
-        self.trace.header = {
-            "model": self._stack.calls[0].kind,
-            "attention": self._attention,
-            "torch": str(torch.__version__),
-        }
+        return Trace(
+            ops=_with_counts(recorder.ops(), self._stack),
+            calls=self._stack.calls,
+            storages=recorder.tensors.storages(),
+            parameters=self._parameters,
+            folds=tuple(fold for fold in self._folds if fold.layers > 1),
+            pointwise=frozenset(recorder.pointwise),
+            header={
+                "model": self._stack.calls[0].kind,
+                "attention": self._attention,
+                "torch": str(torch.__version__),
+            },
+        )
 
 
 def _with_counts(ops: list[Op], stack: ModuleStack) -> list[Op]:

@@ -48,8 +48,8 @@ def on(ground: str) -> Iterator[list[str]]:
             yield notes
         if values.assumed:
             notes.append(
-                "the model asks in Python which experts its tokens take: routing is taken as "
-                "balanced, every expert the same number of tokens"
+                "the model asks in Python for indices that its weights choose, such as the experts "
+                "of a token: taken as balanced, each chosen equally often"
             )
     elif ground == FAKE:
         with _fake_mode():

@@ -27,15 +27,25 @@ class Inventory:
     kv_bytes_per_token: int
 
 
-def take_inventory(trace: Trace, tokens: int) -> Inventory:
-    """The inventory of the model behind a prefill trace of `tokens` tokens."""
+def take_inventory(trace: Trace, tokens: int, longer: tuple[Trace, int] | None = None) -> Inventory:
+    """The inventory of the model behind a prefill trace of `tokens` tokens.
+
+    `longer` is a second trace with more tokens. What both write alike (the state of a recurrence)
+    does not grow with a token and is no part of `kv_bytes_per_token`.
+    """
     parameters = [p for p in trace.parameters if not p.buffer]
     return Inventory(
         sum(p.numel for p in parameters),
         _active(trace),
         sum(p.nbytes for p in trace.parameters),
-        price(trace, execution=NAIVE).total().write.get("kv", 0) // tokens,
+        _kv_written(trace) // tokens
+        if longer is None
+        else (_kv_written(longer[0]) - _kv_written(trace)) // (longer[1] - tokens),
     )
+
+
+def _kv_written(trace: Trace) -> int:
+    return price(trace, execution=NAIVE).total().write.get("kv", 0)
 
 
 def _active(trace: Trace) -> int:

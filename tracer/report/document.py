@@ -23,6 +23,7 @@ def as_document(study: Study) -> dict[str, Any]:
         "chip": study.chips[0].id,
         "chips": [chip.id for chip in study.chips],
         "conventions": study.notes(),
+        "notes": list(study.remarks),
         "versions": study.versions,
         "command": study.command,
         "results": [step.as_dict() for step in study.steps],

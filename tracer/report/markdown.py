@@ -60,7 +60,7 @@ def render(study: Study, figures: dict[str, str]) -> str:
                 _table(contributors(step, "op", 12), _contributor_headers("op")),
             ]
     lines += ["", "## Coverage and conventions", "", f"Coverage: {coverage_line(study.steps)}.", ""]
-    lines += [f"* {note}" for note in study.notes()]
+    lines += [f"* {note}" for note in (*study.notes(), *study.remarks)]
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in study.versions.items()) + "."]
     return "\n".join(lines) + "\n"
 

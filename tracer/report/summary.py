@@ -29,6 +29,7 @@ class Study:
     timing: Timing
     versions: dict[str, str]
     command: str
+    remarks: tuple[str, ...] = ()  # what the capture had to assume of this model
 
     def notes(self) -> list[str]:
         """The conventions and assumptions in force."""
