@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tracer.hardware import Chip
 
@@ -20,11 +21,7 @@ def roofline(steps: Sequence[Step], chip: Chip, precision: str, path: Path) -> N
     Filled markers are the estimate (published FLOPs over the summed time), hollow ones the ideal
     bound of the same work.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     peak = chip.peak_for(precision)
     ridge = chip.ridge(precision)
     xs = [step.cost.intensity for step in steps if step.cost.intensity > 0]
@@ -56,27 +53,14 @@ def roofline(steps: Sequence[Step], chip: Chip, precision: str, path: Path) -> N
                 step.cost.intensity, flops / step.times.bound, marker, markerfacecolor="none",
                 markeredgecolor=colour, markersize=7,
             )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(left, right)
         axes.set_ylim(top=peak * 3)
-        axes.set_xlabel("arithmetic intensity, FLOP/B of memory traffic")
-        axes.set_ylabel("matrix FLOP/s")
-        axes.set_title(f"{chip.name}: estimate (filled) and ideal bound (hollow)", fontsize=10)
-        axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-        axes.legend(fontsize=8, loc="lower right")
-        figure.tight_layout()
-        figure.savefig(path)
-        plt.close(figure)
+        title = f"{chip.name}: estimate (filled) and ideal bound (hollow)"
+        _finish(figure, axes, (left, right), title, path)
 
 
 def kernel_roofline(times: Times, path: Path) -> None:
     """Draw every kernel of `times` under the roof of its chip, sized by its share of the time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     chip = times.chip
     points = [k for k in times.kernels if k.kernel.cost.total_flops and k.kernel.cost.total_bytes]
     precisions = {p for k in points for p in k.kernel.cost.flops if p in chip.peak} or {"bf16"}
@@ -103,14 +87,28 @@ def kernel_roofline(times: Times, path: Path) -> None:
             alpha=0.6,
             label=kind,
         )
+    _finish(figure, axes, (left, right), f"Kernels on {chip.name}; area is share of the time", path)
+
+
+def _finish(figure: Any, axes: Any, limits: tuple[float, float], title: str, path: Path) -> None:
+    """What every roofline shares: logarithmic axes with units, title and legend; then the file."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(left, right)
+    axes.set_xlim(*limits)
     axes.set_xlabel("arithmetic intensity, FLOP/B of memory traffic")
     axes.set_ylabel("matrix FLOP/s")
-    axes.set_title(f"Kernels on {chip.name}; area is share of the time", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)
+    _pyplot().close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
