@@ -1,0 +1,1 @@
+"""Closed forms: integers that may hold named symbols, and what is done with them."""

@@ -1,0 +1,1 @@
+"""From one chip to many: plans, networks, pipeline schedules, expert placement."""

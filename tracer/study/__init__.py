@@ -1,0 +1,1 @@
+"""Questions over many points: sweeps, crossovers, elasticities, search."""
