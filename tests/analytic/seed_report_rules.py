@@ -5,8 +5,8 @@ of DeepSeek-V3 on an H200, dated 2026-02-18) prints tables and says in its secti
 from; these few rules give every one of its cells. They are restated as they are, mistakes included
 (`test_seed_critique.py` has those); `scripts/compare_seed.py` sets them beside the trace.
 
-A step is five lines: attention, embedding, experts, ffn and the head, each with FLOPs and four kinds
-of bytes. Norms, RoPE, residuals, the SwiGLU product, permutation and quantisation have neither.
+A step is five lines: attention, embedding, experts, ffn and the head, each with FLOPs and four
+kinds of bytes. Norms, RoPE, residuals, the SwiGLU product, permutation and quantisation have none.
 
     B  sequences    S  tokens of a prompt    L  cached tokens    T  tokens of the step
 

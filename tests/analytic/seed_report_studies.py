@@ -211,11 +211,15 @@ def crossings() -> list[Crossing]:
 
 def critical_batch(
     x: Execution, reaches: Callable[[Step], bool], context: int, largest: int = 1 << 20
-) -> int | None:
-    """The smallest decode batch for which `reaches` holds, once it holds from there on."""
+) -> int:
+    """The smallest decode batch for which `reaches` holds, by bisection: it must stay so.
+
+    Raises:
+        ValueError: not even the largest does.
+    """
+    if not reaches(decode(largest, context, x)):
+        raise ValueError(f"no batch up to {largest:,} reaches it")
     low, high = 0, largest
-    if not reaches(decode(high, context, x)):
-        return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(decode(middle, context, x)) else (middle, high)

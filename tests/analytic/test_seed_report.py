@@ -1,6 +1,6 @@
-"""The rules of `seed_report_rules.py` are the seed report's: every cell it printed comes out alike.
+"""The rules of `seed_report_rules.py` are the seed report's: every cell it printed comes out.
 
-That report is no truth; that its rules are restated exactly is what makes a comparison with it fair.
+That report is no truth; that its rules are restated exactly makes a comparison with it fair.
 """
 
 import functools
