@@ -186,6 +186,21 @@ def compared(point: Point) -> list[str]:
     ]
 
 
+def glance(everything: Sequence[Point]) -> str:
+    """A row a point: FLOPs, bytes and seconds of the trace over the report's, and both regimes."""
+    rows = []
+    for point in everything:
+        step, times = step_of(point), traced.times(point)
+        total = times.ledger.total()
+        rows.append([
+            point.title, ratio(total.total_flops / step.sum("flops")),
+            ratio(total.total_bytes / step.sum("bytes_hbm")),
+            cell(step.seconds, times.step, text.seconds), step.regime, times.regime,
+        ])  # fmt: skip
+    headers = ["", "FLOPs", "bytes", "seconds", "the report's regime", "the trace waits for"]
+    return table(headers, rows)
+
+
 def claim_row(claim: Claim) -> list[str]:
     """One number of the review."""
     number = figure(claim.recomputed(), claim.stated)
@@ -216,6 +231,7 @@ def page() -> str:
     """The whole of docs/seed_report.md."""
     checked = claims()
     wrong = [c for c in checked if not c.confirmed]
+    everything = list(points())
     lines = [
         "# The seed report, term by term",
         "",
@@ -228,10 +244,13 @@ def page() -> str:
         "GB is 1e9 bytes; FLOPs are those of products; seconds of a line are the report's larger"
         " of T_comp and T_hbm, and the sum of kernels in the trace. No row fits on one chip.",
         "",
+        "## At a glance",
+        "",
+        glance(everything),
+        "",
         "## The anchor: B=8, S=L=255",
         "",
     ]
-    everything = list(points())
     for number, point in enumerate(everything):
         if number == 2 * len(ANCHOR):
             lines += ["## Long points", ""]

@@ -236,8 +236,8 @@ def _embedding(d: Dims, x: Execution, tokens: Number) -> Line:
     """The whole table, every step, and T·H FLOPs for a gather."""
     moved = tokens * d.hidden
     weights = d.vocab * d.hidden / x.dense
-    share = TENSOR_SHARE[EMBEDDING]
-    return Line(moved, weights, moved * x.fusion, rows=tokens, tensor_share=share)
+    tensor = TENSOR_SHARE[EMBEDDING]
+    return Line(moved, weights, moved * x.fusion, rows=tokens, tensor_share=tensor)
 
 
 def _experts(d: Dims, x: Execution, tokens: Number) -> Line:
