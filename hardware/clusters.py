@@ -33,7 +33,7 @@ FORMAT = Format(
     error=ClusterError,
     texts=(("name", "chip", "fabric"), ("note",)),
     sections={
-        "domain": (("chips", "bandwidth", "latency"), ("multicast",)),
+        "domain": (("chips", "bandwidth", "latency"), ("pair", "multicast")),
         "nic": (("count", "bandwidth", "share"), ()),
         "network": (("leaf", "same_leaf", "cross_leaf"), ("chunk",)),
         "size": (("chips",), ()),
@@ -69,6 +69,8 @@ class Cluster:
         chip: the chip, its own datasheet with it.
         domain: chips of one scale-up domain (8 a DGX node, 72 an NVL72 rack).
         link_bandwidth: scale-up B/s of one chip.
+        pair_bandwidth: scale-up B/s between two chips where links lead from each to each; None
+            where a switch gives any pair all of `link_bandwidth`.
         link_latency: s, 64 bytes to another chip of the domain, end to end.
         multicast_latency: s of a collective that the domain's switch carries out; None without.
         nics: NICs of one domain (as many rails, where the network is built in rails).
@@ -89,6 +91,7 @@ class Cluster:
     chip: Chip
     domain: int
     link_bandwidth: float
+    pair_bandwidth: float | None
     link_latency: float
     multicast_latency: float | None
     nics: int
@@ -176,6 +179,7 @@ def read_cluster(path: Path) -> Cluster:
         chip=chip,
         domain=int(domain["chips"]),
         link_bandwidth=domain["bandwidth"],
+        pair_bandwidth=domain.get("pair"),
         link_latency=domain["latency"],
         multicast_latency=domain.get("multicast"),
         nics=int(nic["count"]),

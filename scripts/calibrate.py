@@ -25,7 +25,7 @@ from tracer.hardware import Chip, load_chip
 from tracer.machine.calibration import Calibration, calibration_of
 from tracer.machine.families import predict
 from tracer.machine.fit import Fit, FitError, fit
-from tracer.machine.kernels import FAMILIES, SHARES
+from tracer.machine.kernels import FAMILIES, NETWORK, SHARES
 from tracer.machine.measured import Rows, read_folder
 
 CHIPS = Path(__file__).parent.parent / "hardware" / "chips"
@@ -197,7 +197,7 @@ def _line(family: str, rows: Rows, calibration: Calibration, every: bool) -> str
 def as_toml(chip: Chip, tables: Mapping[str, Table], data: str) -> str:
     """The `[calibration]` section: new tables, and those of the chip that were not fitted."""
     lines = ["[calibration]", f'data = "{data}"', f'date = "{datetime.date.today()}"']
-    for family in FAMILIES:
+    for family, kind in {**FAMILIES, **NETWORK}.items():
         table = tables.get(family)
         if table is None:
             old = chip.calibration.get(family, {})
@@ -205,7 +205,7 @@ def as_toml(chip: Chip, tables: Mapping[str, Table], data: str) -> str:
         if not table:
             continue
         lines += ["", f"[calibration.{family}]"]
-        order = [*FAMILIES[family]._fields, "misfit", "backend"]  # type: ignore[attr-defined]
+        order = [*kind._fields, "misfit", "backend"]  # type: ignore[attr-defined]
         for name in sorted(table, key=order.index):
             value, spread, text = table[name]
             lines.append(

@@ -15,7 +15,7 @@ from typing import Any
 from tracer.hardware import Chip, Constant, chip_ids, load_chip
 
 from ..errors import UserError
-from .kernels import FAMILIES, Rates
+from .kernels import FAMILIES, NETWORK, Rates
 
 REFERENCE = "h200_sxm"
 
@@ -131,13 +131,28 @@ def calibration_of(chip: Chip) -> Calibration:
     return Calibration(chip, families, spreads, misfit, backend, origin, reach)
 
 
+def network_constants(chip: Chip, family: str) -> tuple[Any, str]:
+    """Constants of a family that only plans over many chips use, and the chip they come from.
+
+    Raises:
+        UserError: as `calibration_of`.
+    """
+    own = chip.calibration.get(family, {})
+    source = chip if _complete(_kind(family), own) else _nearest(family, chip.generation)
+    return constants(family, {**source.calibration[family], **own}, chip.id), source.id
+
+
+def _kind(family: str) -> Any:
+    return {**FAMILIES, **NETWORK}[family]
+
+
 def _complete(kind: Any, table: Mapping[str, Constant]) -> bool:
     return set(kind._fields) <= set(table)
 
 
 def constants(family: str, table: Mapping[str, Constant], chip: str) -> Any:
     """A table of a chip file as the family's named tuple."""
-    kind: Any = FAMILIES[family]
+    kind = _kind(family)
     names = set(kind._fields)
     for name in sorted(names ^ (set(table) - EXTRA)):
         fault = "is missing" if name in names else f"is unknown; known: {', '.join(kind._fields)}"
@@ -150,7 +165,7 @@ def _nearest(family: str, generation: str) -> Chip:
     found = None
     for chip_id in chip_ids():
         chip = load_chip(chip_id)
-        if _complete(FAMILIES[family], chip.calibration.get(family, {})):
+        if _complete(_kind(family), chip.calibration.get(family, {})):
             if chip.generation == generation:
                 return chip
             if found is None or chip_id == REFERENCE:

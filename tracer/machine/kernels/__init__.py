@@ -9,10 +9,12 @@ from .attention import Cached, Prompt, decode, prefill
 from .collectives import collective
 from .constants import (
     FAMILIES,
+    NETWORK,
     SHARES,
     Collective,
     Decode,
     Elementwise,
+    ExpertExchange,
     Gemm,
     GemmFp8,
     Grouped,

@@ -92,6 +92,17 @@ class Collective(NamedTuple):
     copy: Num  # what copying a rank's own part costs, as a share of sending it
 
 
+class ExpertExchange(NamedTuple):
+    """Dispatch and combine of routed tokens, in DeepEP's two kinds of kernels."""
+
+    short: Num  # s, a low-latency kernel that moves nothing
+    short_link: Num  # share of the link bandwidth that low-latency copies reach
+    short_nic: Num  # share of the NIC's line rate that low-latency messages reach
+    launch: Num  # s, a normal (high-throughput) kernel that moves nothing
+    long_link: Num  # share of the link bandwidth that normal kernels reach
+    sm: Num  # B/s that one SM of a normal kernel moves, links and network together
+
+
 FAMILIES: dict[str, type[tuple[Num, ...]]] = {
     "power": Power,
     "gemm": Gemm,
@@ -106,5 +117,8 @@ FAMILIES: dict[str, type[tuple[Num, ...]]] = {
     "collective": Collective,
 }
 
+# Families that no single chip's trace has: what a plan over many chips adds.
+NETWORK: dict[str, type[tuple[Num, ...]]] = {"expert_exchange": ExpertExchange}
+
 # Shares of a datasheet figure: more than 1 would claim a kernel faster than the chip.
-SHARES = {"memory", "matrix", "link"}
+SHARES = {"memory", "matrix", "link", "short_link", "short_nic", "long_link"}
