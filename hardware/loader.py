@@ -18,8 +18,10 @@ CHIPS = Path(__file__).parent / "chips"
 
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp6", "fp4", "int8", "int4")
 
+
 class ChipError(UserError):
     """A chip file that does not hold together, or a question that its chip cannot answer."""
+
 
 # Counts and watts are small by nature; every other figure is in bytes, B/s, FLOP/s or Hz. No chip
 # here has a rate or a size under a million SI units, so a smaller one is 989 for 989e12: the
@@ -40,10 +42,9 @@ FORMAT = Format(
     required=("peak", "memory"),
     others=("aliases", "calibration"),
     counts=("link.domain", "sm.count"),
-    ranges={key: (0.0, math.inf, "") for key in ("link.domain", "sm.count", "power.tdp")},
+    ranges=dict.fromkeys(("link.domain", "sm.count", "power.tdp"), (0.0, math.inf, "")),
     floor=(1e6, "write FLOP/s, bytes, B/s or Hz (989e12, not 989)"),
 )
-
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,9 @@ def _constants(path: Path, key: str, table: Any, sources: dict[str, str]) -> dic
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise FORMAT.fault(path, f"{dotted}.{part}", f"a number is needed, not {number!r}")
             if not math.isfinite(number) or number < 0:
-                raise FORMAT.fault(path, f"{dotted}.{part}", f"at least 0 is needed, not {number!r}")
+                raise FORMAT.fault(
+                    path, f"{dotted}.{part}", f"at least 0 is needed, not {number!r}"
+                )
         sources[dotted] = FORMAT.text(path, f"{dotted}.source", entry["source"])
         found[name] = Constant(float(entry["value"]), float(entry["spread"]), sources[dotted])
     return found

@@ -67,10 +67,9 @@ def dispatch(
         launch = c.launch
     wire = cluster.wire(group.span) if group.domains > 1 else cluster.link_latency
     latency = max(launch, wire)
-    parts = (latency + skew * busy, latency + 0.0 * busy, near, far)
-    if np.ndim(tokens) == 0:
-        parts = tuple(float(part) for part in parts)
-    return NetTime(*parts, kernel, float(held))
+    parts = [latency + skew * busy, latency + 0.0 * busy, near, far]
+    seconds, least, intra, inter = [x.item() if np.ndim(x) == 0 else x for x in parts]
+    return NetTime(seconds, least, intra, inter, kernel, float(held))
 
 
 def combine(

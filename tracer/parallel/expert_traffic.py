@@ -1,4 +1,4 @@
-"""What routed tokens send: expected distinct experts' ranks and domains, exact under uniform routing.
+"""What routed tokens send: expected distinct ranks and domains, exact under uniform routing.
 
 Experts lie in order over the ranks of a group, and in order over routing groups. A token keeps
 `groups_kept` of the routing groups, all equally likely, and `top_k` experts out of those, all

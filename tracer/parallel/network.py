@@ -38,8 +38,9 @@ from ..machine.kernels.collectives import (
 )
 from .groups import Group
 
-RING, TREE, NVLS, NVLS_TREE = "ring", "tree", "nvls", "nvls_tree"
+RING, TREE, NVLS, NVLS_TREE, PAT = "ring", "tree", "nvls", "nvls_tree", "pat"
 HIERARCHICAL, DIRECT, NOTHING = "hierarchical", "direct", "none"
+ALGORITHMS = (RING, TREE, NVLS, NVLS_TREE, PAT, HIERARCHICAL)
 
 
 class NetTime(NamedTuple):
@@ -73,6 +74,8 @@ class Network:
         constants: the scale-up domain's, measured on the chip `origin` names.
         experts: those of DeepEP's kernels, measured on the chip `experts_origin` names.
         rates: the chip's figures, with the cluster's links.
+        algorithms: those that the library may choose from where it has a choice. NCCL alone has
+            all but the hierarchical one, which frameworks compose.
     """
 
     cluster: Cluster
@@ -81,11 +84,12 @@ class Network:
     rates: Rates
     origin: str
     experts_origin: str
+    algorithms: tuple[str, ...] = ALGORITHMS
 
     @property
     def nic(self) -> float:
         """B/s that long messages of one rank reach through the network."""
-        return self.cluster.nic_bandwidth * self.cluster.nic_share
+        return float(self.cluster.nic_bandwidth * self.cluster.nic_share)
 
     def notes(self) -> list[str]:
         """What the seconds rest on, a line each."""
@@ -147,7 +151,7 @@ class Network:
         ways = self._within(op, size, group.ranks) if group.domains == 1 else (
             self._across(op, size, group)
         )  # fmt: skip
-        return quickest(ways)._replace(sms=float(self.cluster.comm_sms))
+        return self._choose(ways)._replace(sms=float(self.cluster.comm_sms))
 
     def check(self, group: Group) -> None:
         """Refuse a group that does not fit the cluster."""
@@ -162,6 +166,11 @@ class Network:
                 f"group: {group.ranks:,} ranks; {c.name} ({c.id}) goes up to {c.largest:,} chips"
             )
 
+    def _choose(self, ways: Sequence[NetTime]) -> NetTime:
+        """The quickest of those that the library may run: the first is there on any hardware."""
+        allowed = [way for way in ways if way.algorithm in self.algorithms]
+        return quickest(allowed or ways[:1])
+
     def links(self, ranks: int) -> Rates:
         """The chip's figures with the links that lead to the others of `ranks` in its domain."""
         pair = self.cluster.pair_bandwidth
@@ -172,22 +181,23 @@ class Network:
     def _switched(self, op: str, ranks: int) -> bool:
         """Whether the domain's switch carries this out: NVLS, from four ranks on."""
         adds = op in (ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER)
-        return adds and self.rates.switch and ranks >= MULTICAST_RANKS
+        return adds and self.rates.switch and ranks >= MULTICAST_RANKS and NVLS in self.algorithms
 
     def _within(self, op: str, size: Num, ranks: int) -> list[NetTime]:
         """Ways to run it in one domain: as measured, and in the switch's constant latency."""
-        c, moved, rates = self.constants, traffic(op, ranks), self.links(ranks)
+        c, moved = self.constants, traffic(op, ranks)
+        switched = self._switched(op, ranks)
+        rates = self.links(ranks)._replace(switch=switched)
         volume = moved.volume
         if op in (ALL_REDUCE, ALL_GATHER):
             found = collective(size, ranks, op == ALL_REDUCE, rates, c)
-            if op == ALL_REDUCE and self._switched(op, ranks):
+            if op == ALL_REDUCE and switched:
                 volume = 1 + 1 / ranks
         else:
             factor, copies = cost_of(op, ranks, c)
             busy = size * (volume * factor + copies) / (rates.link * c.link)
             wire = self.cluster.link_latency if op == SEND else 0.0
             found = transfer(busy, max(c.launch + c.hop * moved.steps, wire), c)
-        switched = self._switched(op, ranks)
         name = DIRECT if op in (ALL_TO_ALL, SEND) else RING
         name = NVLS if op == ALL_REDUCE and switched else name
         ways = [NetTime(found.seconds, found.latency, size * volume, 0.0 * size, name)]
@@ -204,6 +214,9 @@ class Network:
         ranks, per, domains = group.ranks, group.per_domain, group.domains
         wire, inside = self.cluster.wire(group.span), (per - 1) / per
         whole, between = traffic(op, ranks), traffic(op, domains)
+        depth = math.ceil(math.log2(domains))
+        latency: Num
+        near: Num
         if op in (ALL_TO_ALL, SEND):
             # Straight to each peer: what stays in the domain over links, the rest through the NIC.
             outside = (ranks - group.fewest) / ranks if op == ALL_TO_ALL else 1.0
@@ -217,15 +230,18 @@ class Network:
         if op == ALL_REDUCE:
             # Two trees, each with half of the message: who has children in one has none in the
             # other and sends half up twice and half down twice. Chains within a domain.
-            depth = math.ceil(math.log2(domains))
-            far = (1.0 if domains == 2 else 2.0) / group.fewest
+            up = (1.0 if domains == 2 else 2.0) / group.fewest
             latency = c.launch + 2 * (c.hop * (per - 1) + wire * depth)
-            ways.append(self._piped(TREE, op, size, group, latency, 2 * inside, far))
+            ways.append(self._piped(TREE, op, size, group, latency, 2 * inside, up))
             multicast, chunk = self.cluster.multicast_latency, self.cluster.chunk_latency
             if self._switched(op, group.fewest) and multicast is not None and chunk is not None:
                 latency = multicast + 2 * depth * max(chunk, wire)
                 near = 1 + 1 / per
-                ways.append(self._piped(NVLS_TREE, op, size, group, latency, near, far))
+                ways.append(self._piped(NVLS_TREE, op, size, group, latency, near, up))
+        if per == 1 and op in (ALL_GATHER, REDUCE_SCATTER):
+            # NCCL's PAT (2.23 and later): as many bytes as the ring in a logarithm of its steps.
+            latency = c.launch + wire * depth
+            ways.append(self._piped(PAT, op, size, group, latency, 0.0, far))
         if per > 1 and op != BROADCAST:
             ways.append(self._hierarchical(op, size, group))
         return ways
@@ -250,9 +266,12 @@ class Network:
             REDUCE_SCATTER: (REDUCE_SCATTER,),
             ALL_GATHER: (ALL_GATHER,),
         }[op]
-        parts = [quickest(self._within(name, size, group.per_domain)) for name in within]
-        parts.append(quickest(self._across(op, part, rail)))
-        return NetTime(*(sum(x[i] for x in parts) for i in range(4)), HIERARCHICAL)
+        parts = [self._choose(self._within(name, size, group.per_domain)) for name in within]
+        parts.append(self._choose(self._across(op, part, rail)))
+        return NetTime(
+            sum(x.seconds for x in parts), sum(x.latency for x in parts),
+            sum(x.volume_intra for x in parts), sum(x.volume_inter for x in parts), HIERARCHICAL,
+        )  # fmt: skip
 
 
 def quickest(ways: Sequence[NetTime]) -> NetTime:
@@ -266,16 +285,20 @@ def quickest(ways: Sequence[NetTime]) -> NetTime:
         taken = np.take_along_axis(stacked, best[None], axis=0)[0]
         return taken.item() if taken.ndim == 0 else taken
 
-    return NetTime(*(pick([way[i] for way in ways]) for i in range(5)))
+    seconds, latency, intra, inter, algorithm = (pick([way[i] for way in ways]) for i in range(5))
+    return NetTime(seconds, latency, intra, inter, algorithm)
 
 
-def network_of(cluster: Cluster | str) -> Network:
+def network_of(cluster: Cluster | str, algorithms: Sequence[str] = ALGORITHMS) -> Network:
     """The network of a cluster, by object, id or path of a .toml file.
 
     Raises:
         ClusterError: no such cluster.
-        UserError: a chip file whose calibration lacks a constant.
+        UserError: a chip file whose calibration lacks a constant, an unknown algorithm.
     """
+    for name in algorithms:
+        if name not in ALGORITHMS:
+            raise UserError(f"algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
     chip: Chip = found.chip
     calibration = calibration_of(chip)
@@ -284,5 +307,5 @@ def network_of(cluster: Cluster | str) -> Network:
     rates = calibration.rates(precision)._replace(link=found.link_bandwidth)
     return Network(
         found, calibration["collective"], experts, rates, calibration.origin["collective"],
-        experts_origin,
+        experts_origin, tuple(algorithms),
     )  # fmt: skip

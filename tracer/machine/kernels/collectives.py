@@ -49,7 +49,7 @@ def traffic(op: str, ranks: Num) -> Traffic:
 
 
 def cost_of(op: str, ranks: Num, c: Collective) -> tuple[Num, Num]:
-    """What a byte sent costs over sending it (additions), and a byte of message besides (copies)."""
+    """Cost of a byte sent, as bytes (additions), and of a byte of message besides (copies)."""
     factor = c.reduce if op in (ALL_REDUCE, REDUCE_SCATTER) else 1.0
     copies = c.copy / ranks if op in (ALL_GATHER, ALL_TO_ALL) else 0.0
     return factor, copies
