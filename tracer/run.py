@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tracer.hardware import chip_ids, load_chip
+from tracer.hardware import chip_ids, cluster_ids, load_chip, load_cluster
 
 from .errors import UserError
 
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help="trace every layer, not a few of each kind")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's code")
     add("--list-chips", action="store_true", help="the chips that --chip knows")
+    add("--list-clusters", action="store_true", help="the bundled clusters")
     add("--list-models", action="store_true", help="the bundled models")
     return p
 
@@ -78,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .report.terminal import chip_table
 
             print(chip_table([load_chip(name) for name in chip_ids()]))
+            return 0
+        if options.list_clusters:
+            from .report.terminal import cluster_table
+
+            print(cluster_table([load_cluster(name) for name in cluster_ids()]))
             return 0
         if options.list_models:
             from tracer.models import bundled_ids

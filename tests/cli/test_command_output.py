@@ -340,6 +340,12 @@ def test_lists():
     assert (code, err) == (0, "")
     assert "h200_sxm" in out
     assert len(out.splitlines()) >= 18 + 2
+    code, out, err = run("--list-clusters")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) >= 9 + 2
+    ours = next(line for line in out.splitlines() if line.startswith("h800_ib"))
+    # DeepSeek's: 8 H800 a domain, 200 and 50 GB/s one way, 2.8 and 3.7 us, 2,048 chips at 2 USD.
+    assert ours.split()[-8:] == ["8", "200", "50", "2.8", "/", "3.7", "2,048", "2.00"]
     code, out, err = run("--list-models")
     assert (code, err) == (0, "")
     assert "deepseek-ai/DeepSeek-V3" in out.splitlines()
@@ -355,7 +361,7 @@ def test_help_names_every_option(capsys):
         assert option in out
 
 
-@pytest.mark.parametrize("option", ["--help", "--list-chips"])
+@pytest.mark.parametrize("option", ["--help", "--list-chips", "--list-clusters"])
 def test_help_and_chips_cost_no_torch(option, tmp_path):
     program = (
         "import sys\n"

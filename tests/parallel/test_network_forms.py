@@ -1,4 +1,4 @@
-"""Collectives against their closed forms: steps and volumes by hand on a cluster of round numbers."""
+"""Collectives against their closed forms: steps and volumes by hand, on round numbers."""
 
 import numpy as np
 import pytest
@@ -209,5 +209,19 @@ def test_every_cluster_has_a_network_and_says_what_it_rests_on(name):
     # No more than the NICs of a domain can take in: B at their line rate.
     assert found.seconds > 1e9 / (net.cluster.nics * net.cluster.nic_rate)
     notes = net.notes()
+    assert bool(net.cluster.note) == (len(notes) == 4)
     assert all(net.cluster.name in note for note in notes)
     assert ("its chip" in notes[0]) == (net.cluster.chip.id == "h200_sxm")
+
+
+@pytest.mark.parametrize(
+    ("name", "experts"),
+    [("h800_ib", "h800_sxm"), ("h100_ib", "h200_sxm"), ("gb200_nvl72", "b200_sxm"),
+     ("gb300_nvl72", "b200_sxm"), ("a100_ib", "h200_sxm"), ("mi300x_roce", "h200_sxm")],
+)  # fmt: skip
+def test_whose_constants_an_exchange_has(name, experts):
+    net = network_of(name)
+    assert (net.origin, net.experts_origin) == ("h200_sxm", experts)
+    assert f"expert exchange: constants of {experts}" in net.notes()[1] or name == "h800_ib"
+    for share in (net.experts.short_link, net.experts.short_nic, net.experts.long_link):
+        assert 0 < share <= 1

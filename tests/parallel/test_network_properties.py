@@ -102,7 +102,7 @@ def test_a_group_of_one_costs_nothing():
 @pytest.mark.parametrize("ranks", [2, 4, 8, 16, 64, 256])
 @pytest.mark.parametrize("op", ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"])
 def test_torchs_estimate_is_of_the_same_order(op, ranks, monkeypatch):
-    """torch's model of NCCL (tuning.cc) on Hopper and NDR, with 8 GPUs a node.
+    """The model of NCCL (tuning.cc) in torch, on Hopper and NDR, with 8 GPUs a node.
 
     It gives a group over nodes the bandwidth of about one NIC, whatever its shape; so does a group
     with one rank a node here, and one with eight has eight.

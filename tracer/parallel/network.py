@@ -106,6 +106,8 @@ class Network:
             f"GB/s a chip, {cluster.same_leaf * 1e6:g} us ({cluster.cross_leaf * 1e6:g} us across "
             "leaves) a step"
         )
+        if cluster.note:
+            lines.append(f"{cluster.name}: {' '.join(cluster.note.split())}")
         return lines
 
     def all_reduce(self, nbytes: Num, group: Group) -> NetTime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from tracer.hardware import Chip
+from tracer.hardware import Chip, Cluster
 
 from ..cost import EFFICIENT, NAIVE
 from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
@@ -81,3 +81,25 @@ def chip_table(chips: list[Chip]) -> str:
     ]
     headers = ("id", "name", "bf16 TFLOP/s", "fp8 TFLOP/s", "GB", "TB/s", "link GB/s one way")
     return tabulate(rows, headers, colalign=("left", "left", *["right"] * 5), disable_numparse=True)
+
+
+def cluster_table(clusters: list[Cluster]) -> str:
+    """All clusters, a line each."""
+    rows = [
+        (
+            c.id,
+            c.name,
+            c.chip.id,
+            f"{c.domain}",
+            f"{c.link_bandwidth / 1e9:,.0f}",
+            f"{c.nic_bandwidth / 1e9:,.0f}",
+            f"{c.same_leaf * 1e6:.1f} / {c.cross_leaf * 1e6:.1f}",
+            f"{c.largest:,}",
+            f"{c.chip_hour:.2f}" if c.chip_hour else "-",
+        )
+        for c in clusters
+    ]
+    headers = ("id", "name", "chip", "domain", "link GB/s", "NIC GB/s a chip", "us leaf / spine",
+               "chips", "USD/h")  # fmt: skip
+    align = ("left", "left", "left", *["right"] * 6)
+    return tabulate(rows, headers, colalign=align, disable_numparse=True)
