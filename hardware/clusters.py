@@ -17,7 +17,7 @@ from pathlib import Path
 from tracer.errors import UserError
 
 from .loader import Chip, ChipError, load_chip
-from .tables import Format, choose, names
+from .tables import Format, choose, read_all
 
 CLUSTERS = Path(__file__).parent / "clusters"
 
@@ -145,9 +145,7 @@ def load_directory(directory: Path) -> dict[str, Cluster]:
     Raises:
         ClusterError: as `read_cluster`, or two files that claim one name.
     """
-    clusters = {path.stem: read_cluster(path) for path in sorted(directory.glob("*.toml"))}
-    names(clusters, ClusterError)
-    return clusters
+    return read_all(directory, read_cluster, ClusterError)
 
 
 def read_cluster(path: Path) -> Cluster:

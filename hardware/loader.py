@@ -12,7 +12,7 @@ from typing import Any
 
 from tracer.errors import UserError
 
-from .tables import Format, choose, names
+from .tables import Format, choose, read_all
 
 CHIPS = Path(__file__).parent / "chips"
 
@@ -142,9 +142,7 @@ def load_directory(directory: Path) -> dict[str, Chip]:
     Raises:
         ChipError: as `read_chip`, or two files that claim one name.
     """
-    chips = {path.stem: read_chip(path) for path in sorted(directory.glob("*.toml"))}
-    names(chips, ChipError)
-    return chips
+    return read_all(directory, read_chip, ChipError)
 
 
 def read_chip(path: Path) -> Chip:

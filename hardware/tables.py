@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,19 @@ def names(items: Mapping[str, Any], error: type[UserError]) -> dict[str, str]:
             if first != item.id:
                 raise error(f"{item.id}.toml: {key}: {name!r} is taken by {first}.toml")
     return owner
+
+
+def read_all(
+    directory: Path, read: Callable[[Path], Any], error: type[UserError]
+) -> dict[str, Any]:
+    """Every .toml file of a folder by id, their ids and aliases checked against one another.
+
+    Raises:
+        UserError: as `read`, or two files that claim one name, as `error`.
+    """
+    items = {path.stem: read(path) for path in sorted(directory.glob("*.toml"))}
+    names(items, error)
+    return items
 
 
 def choose(given: str, items: Mapping[str, Any], error: type[UserError], kind: str) -> Any:

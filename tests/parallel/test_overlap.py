@@ -122,7 +122,7 @@ def plans(draw):
     return ops
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(plans())
 def test_what_holds_of_any_schedule(ops):
     found = schedule(ops)
