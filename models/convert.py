@@ -93,7 +93,7 @@ def convert(
 
 
 def _steps(source: Checkpoint, dtype: str) -> dict[str, list[_Step]]:
-    """By shard, what becomes of each tensor; every doubt is raised here, before anything is read."""
+    """By shard, what becomes of each tensor; doubts are raised here, before anything is read."""
     to_fp8: set[str] = set()
     if dtype == "fp8":
         config = config_of(source)

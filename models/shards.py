@@ -112,7 +112,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
-    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    config = parse_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if (folder / INDEX).is_file():
         weight_map = _weight_map(folder / INDEX)
     elif (folder / SINGLE).is_file():
@@ -153,7 +153,7 @@ def _what_lacks(folder: Path) -> str:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    weight_map = _json(path).get("weight_map")
+    weight_map = parse_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: no weight_map from tensor to file in it")
     for name, shard in weight_map.items():
@@ -162,7 +162,12 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _json(path: Path) -> dict[str, Any]:
+def parse_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
