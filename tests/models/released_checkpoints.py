@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from small_configs import FP8
 
 from tracer.models import DeepSeek, build
 from tracer.models.linear import Fp8Linear
+
+# One dense, one MoE and one MTP layer, 4 experts.
+SMALL = {**FP8, "num_hidden_layers": 2, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
 
 INDEX = "model.safetensors.index.json"
 RECIPE = {

@@ -61,7 +61,7 @@ def heavy(shape: tuple[int, int], seed: int) -> torch.Tensor:
     return w * 0.02
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 300), st.integers(1, 400)),
     dtype=st.sampled_from(sorted(DTYPES)),
@@ -85,7 +85,7 @@ def test_the_heavy_tensors_do_lose_something():
     assert 0 < found["outlier_share"] < 0.1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 300), st.integers(2, 400)),
     seed=st.integers(0, 1000),
