@@ -7,7 +7,11 @@ Writes a checkpoint of several shards with the matrix shapes of DeepSeek-V3's ex
 in turn: `read` fills one 4 MiB buffer again and again, `stats` is `weight_stats`. *cold* drops the
 files from the page cache before each (posix_fadvise, after fsync), so that both wait for the disk;
 *cached* reads each file once before, so that neither does. The ratio that matters for a checkpoint
-larger than memory is the cold one.
+larger than memory is the cold one; a read from the page cache only copies memory.
+
+Reading needs little of a processor and statistics need all of it, so ratios mean something on an
+idle machine alone: the load is printed beside them, and the CPU time of a GB, which other programs
+disturb less. That time over the number of cores is what statistics can take at best.
 """
 
 from __future__ import annotations
@@ -39,14 +43,18 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--folder", type=Path, help="on the disk to measure (default: temp)")
     args = options.parse_args()
-    rows = []
+    rows, load = [], os.getloadavg()
     for kind in ("BF16", "F8_E4M3"):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             checkpoint = write(Path(folder), kind, int(args.gigabytes * 1e9))
             for state, prepare in (("cold", drop), ("cached", read)):
                 rows.append(measure(checkpoint, kind, state, prepare, args.rounds))
-    headers = ("weights", "pages", "GB", "read GB/s", "stats GB/s", "stats / read, median", "worst")
-    print(tabulate(rows, headers, floatfmt=".2f", disable_numparse=False))
+    headers = (
+        "weights", "pages", "GB", "read GB/s", "stats GB/s", "stats / read, median", "best",
+        "stats CPU s/GB",
+    )  # fmt: skip
+    print(tabulate(rows, headers, floatfmt=".2f"))
+    print(f"{os.cpu_count()} cores, load {load[0]:.1f} before and {os.getloadavg()[0]:.1f} after")
 
 
 def write(folder: Path, kind: str, nbytes: int) -> Checkpoint:
@@ -107,16 +115,18 @@ def measure(
     """Both in turn, several rounds: best rates, and the ratio round by round."""
     total = sum(checkpoint.shards.values()) / 1e9
     taken: dict[str, list[float]] = {"read": [], "stats": []}
+    processor: list[float] = []
     for _ in range(rounds):
         for name, job in (("read", read), ("stats", stats)):
             prepare(checkpoint)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             job(checkpoint)
             taken[name].append(time.perf_counter() - start)
+        processor.append(time.process_time() - cpu)
     ratios = [r / s for r, s in zip(taken["read"], taken["stats"], strict=True)]
     return (
         kind, state, total, total / min(taken["read"]), total / min(taken["stats"]),
-        statistics.median(ratios), min(ratios),
+        statistics.median(ratios), max(ratios), min(processor) / total,
     )  # fmt: skip
 
 
