@@ -3,6 +3,7 @@
 Beside it, whether that is what its config asks for, when the config is of this family.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,11 +127,22 @@ def hub_checkpoint(repo_id: str) -> Checkpoint:
         CheckpointError: there is none, or the hub cannot be reached.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, NotASafetensorsRepoError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        NotASafetensorsRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    config: dict[str, Any] | None = None
     try:
         metadata = huggingface_hub.get_safetensors_metadata(repo_id)
-        config = parse_json(Path(huggingface_hub.hf_hub_download(repo_id, CONFIG)))
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            config = parse_json(Path(huggingface_hub.hf_hub_download(repo_id, CONFIG)))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id}: no such folder, and the hub has no such repository (or only for members)"
+        ) from error
     except (HFValidationError, NotASafetensorsRepoError) as error:
         raise CheckpointError(f"{repo_id}: {_first_line(error)}") from error
     except CheckpointError:

@@ -21,6 +21,11 @@ from typing import Any, NoReturn
 
 from tabulate import tabulate
 
+from tracer.models import ConfigError
+from tracer.models.inventory import find_checkpoint, inventory
+from tracer.models.shards import CheckpointError, open_checkpoint
+from tracer.models.weight_rows import COLUMNS, SIGMA, grouped, worst_underflow
+
 from .errors import UserError
 from .report.text import plural, si, size
 
@@ -40,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("stats", help="statistics of every weight, streamed")
     add.add_argument("source", metavar="DIR")
     add.add_argument("--csv", type=Path, metavar="FILE", help="a row for every tensor")
-    add.add_argument("--sigma", type=float, default=6.0, metavar="K",
-        help="an outlier is above K standard deviations (default 6)")  # fmt: skip
+    add.add_argument("--sigma", type=float, default=SIGMA, metavar="K",
+        help=f"an outlier is above K standard deviations (default {SIGMA:g})")  # fmt: skip
     _shared(add, _stats)
     add = commands.add_parser("convert", help="BF16 <-> FP8 with 128x128 block scales")
     add.add_argument("source", metavar="SRC")
@@ -59,9 +64,6 @@ def _shared(p: argparse.ArgumentParser, run: Callable[[argparse.Namespace], str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 2 for input that cannot be used, said in one line."""
-    from tracer.models import ConfigError
-    from tracer.models.shards import CheckpointError
-
     try:
         options = parser().parse_args(argv)
         if getattr(options, "top", 1) < 1:
@@ -85,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inventory(options: argparse.Namespace) -> str:
-    from tracer.models.inventory import find_checkpoint, inventory
-
     found = inventory(find_checkpoint(options.source))
     if options.json:
         return json.dumps(found.as_dict(), indent=1)
@@ -138,8 +138,6 @@ def _agreement(found: Any, examples: int = 3) -> Iterator[str]:
 
 
 def _stats(options: argparse.Namespace) -> str:
-    from tracer.models.shards import open_checkpoint
-    from tracer.models.weight_rows import COLUMNS
     from tracer.models.weight_stats import weight_stats
 
     if not options.sigma > 0:
@@ -159,8 +157,6 @@ def written_rows(rows: Iterable[Any], path: Path, columns: Sequence[str]) -> Ite
     Raises:
         UserError: the file cannot be written, or the checkpoint not be read to its end.
     """
-    from tracer.models.shards import CheckpointError
-
     partial, count = path.with_name(path.name + ".partial"), 0
     try:
         if path.is_dir():
@@ -184,8 +180,6 @@ def written_rows(rows: Iterable[Any], path: Path, columns: Sequence[str]) -> Ite
 
 def stats_document(source: str, rows: Sequence[Any]) -> dict[str, Any]:
     """Rows, their groups and the worst by FP8 underflow as one JSON document."""
-    from tracer.models.weight_rows import grouped, worst_underflow
-
     return {
         "source": source,
         "tensors": [row.as_dict() for row in rows],
@@ -196,8 +190,6 @@ def stats_document(source: str, rows: Sequence[Any]) -> dict[str, Any]:
 
 def render_stats(source: str, rows: Sequence[Any], top: int = 40) -> str:
     """Groups of layers by name pattern, then the tensors that FP8 hurts most, as text."""
-    from tracer.models.weight_rows import grouped, worst_underflow
-
     parts = [
         f"{source}: {plural(len(rows), 'tensor')}, {sum(row.count for row in rows):,} weights; "
         f"lost: not zero, and rounded to zero by E4M3 with one scale a tensor, or a 128x128 block"
@@ -248,7 +240,6 @@ def _share(value: float | None) -> str:
 
 def _convert(options: argparse.Namespace) -> str:
     from tracer.models.convert import convert
-    from tracer.models.shards import open_checkpoint
 
     source = open_checkpoint(options.source)
     nbytes = 0

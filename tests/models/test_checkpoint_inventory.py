@@ -3,12 +3,18 @@
 import json
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import get_local_safetensors_metadata
-from huggingface_hub.errors import NotASafetensorsRepoError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from released_checkpoints import (
     INDEX,
     SMALL,
@@ -152,6 +158,27 @@ def test_hub_that_does_not_answer(monkeypatch, error, said):
         find_checkpoint("a/b")
     assert str(caught.value).startswith("a/b: ")
     assert "\n" not in str(caught.value)
+
+
+def http_error(kind):
+    """As the hub's client raises it for a 404."""
+    response = SimpleNamespace(status_code=404, headers={}, request=None)
+    return kind("404\nnot found", response=response)
+
+
+def test_hub_without_the_repository_or_its_config(hub, monkeypatch):
+    def missing(repo, name):
+        raise http_error(RemoteEntryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
+    assert inventory(find_checkpoint("someone/small")).agrees is None
+
+    def nothing(repo):
+        raise http_error(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", nothing)
+    with pytest.raises(CheckpointError, match="the hub has no such repository"):
+        find_checkpoint("a/b")
 
 
 def test_a_path_is_never_looked_up(monkeypatch):
