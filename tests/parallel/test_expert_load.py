@@ -48,7 +48,7 @@ def test_deepseek_v3_by_hand():
 
 
 def test_the_limit_keeps_tokens_on_four_nodes():
-    """arXiv 2412.19437: each token to at most 4 nodes. 8 experts on 4 nodes nearly always hit all.
+    """At most 4 nodes a token (arXiv 2412.19437), and 8 experts nearly always hit all 4.
 
     Sampled through the gate; the placement by groups is what makes it so, round-robin undoes it.
     """
@@ -140,7 +140,8 @@ def test_more_tokens_even_out_and_skew_stays():
     skewed = expert_load(V3["zipf"], EP64, 10**9)
     assert skewed.imbalance == pytest.approx(skewed.rows.max() / skewed.mean_rows, rel=1e-3)
     even = expert_load(V3["zipf"], balanced(skewed.rows_by_expert, 64, 8, 320), 10**9)
-    assert even.imbalance < 1.05 < 5 < skewed.imbalance
+    assert even.imbalance < 1.05
+    assert skewed.imbalance > 5
 
 
 def test_redundant_experts_cost_reads_and_save_waiting():

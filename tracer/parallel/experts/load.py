@@ -128,8 +128,8 @@ def expert_load(routing: Routing, placement: Placement, tokens: int, seed: int =
     """The load that `tokens` tokens (of all ranks together) put on the ranks of `placement`.
 
     Rows, experts read and sends are exact without a group limit, see `expectation`; the slowest
-    rank's excess over the mean is drawn (from 512 to 2,048 batches, standard error of `imbalance`
-    below 1 % of its excess over 1 for 64 ranks), always with the same seed.
+    rank's excess over the largest mean is drawn, always with the same seed: 64 to 2,048 batches, a
+    standard error of at most 2 % of that excess.
 
     Raises:
         UserError: routing and placement of different numbers of experts, no tokens.
