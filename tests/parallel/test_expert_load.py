@@ -64,7 +64,7 @@ def test_the_limit_keeps_tokens_on_four_nodes():
 
 
 @pytest.mark.parametrize("name", V3)
-@pytest.mark.parametrize("tokens", [1, 128, 4096])
+@pytest.mark.parametrize("tokens", [1, 500])
 def test_distinct_experts_read(name, tokens):
     """Ranks together read what the cost of one grouped product says that all would."""
     load = expert_load(V3[name], EP64, tokens)
@@ -84,11 +84,11 @@ def test_distinct_experts_read(name, tokens):
 )  # fmt: skip
 @pytest.mark.parametrize("name", V3)
 def test_expectation_is_what_fresh_tokens_do(placement, name):
-    """20,000 other tokens, each copy of an expert drawn with a die: 5 standard errors.
+    """10,000 other tokens, each copy of an expert drawn with a die: 5 standard errors.
 
     Where the expectation is itself sampled, its 65,536 tokens add their error.
     """
-    tokens, random = 20_000, np.random.default_rng(5)
+    tokens, random = 10_000, np.random.default_rng(5)
     load = expert_load(V3[name], placement, tokens)
     chosen = sample(V3[name], tokens, seed=99)
     where = placed(chosen, placement, random)
@@ -112,8 +112,8 @@ def placed(chosen, placement, random):
     return where
 
 
-@pytest.mark.parametrize("name", V3)
-@pytest.mark.parametrize(("tokens", "batches"), [(64, 1500), (1024, 120), (12_000, 12)])
+@pytest.mark.parametrize("name", ["uniform", "limited zipf"])
+@pytest.mark.parametrize(("tokens", "batches"), [(64, 800), (1024, 60), (12_000, 8)])
 def test_the_slowest_rank_is_what_fresh_batches_have(name, tokens, batches):
     """Small batches and, beyond 8,192 tokens, the normal law: 5 standard errors of both.
 
@@ -166,7 +166,7 @@ def test_two_copies_on_a_rank_are_read_once():
     assert (load.imbalance, load.sent_within, load.sent_between) == (1, 0, 0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.permutations(range(16)), st.sampled_from([50, 20_000]))
 def test_permuting_experts_with_their_places_changes_nothing(order, tokens):
     """The law's expert e becomes expert order[e], and so does what the ranks hold."""
