@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tracer.cost.conventions import distinct_experts
 from tracer.errors import UserError
+from tracer.parallel.expert_traffic import spread
 from tracer.parallel.experts import (
     balanced,
     contiguous,
@@ -20,6 +21,7 @@ from tracer.parallel.experts import (
     zipf,
 )
 from tracer.parallel.experts.routing import sample
+from tracer.parallel.groups import Group
 
 V3 = {"uniform": uniform(256, 8), "limited": uniform(256, 8, 8, 4), "zipf": zipf(256, 8, 0.5),
       "limited zipf": zipf(256, 8, 0.5, 8, 4)}  # fmt: skip
@@ -47,10 +49,23 @@ def test_deepseek_v3_by_hand():
     assert not load.sampled
 
 
+@pytest.mark.parametrize(("ranks", "per_node"), [(64, 8), (32, 8), (16, 4), (8, 8)])
+def test_even_experts_are_what_the_exchange_sends(ranks, per_node):
+    """Two routes to the copies of a token: this one, and the closed forms of `expert_traffic`."""
+    load = expert_load(V3["uniform"], contiguous(256, ranks, per_node), 1000)
+    copies = spread(V3["uniform"].router, Group(ranks, per_node))
+    assert load.ranks_per_token == pytest.approx(copies.ranks, rel=1e-12)
+    assert load.nodes_per_token == pytest.approx(copies.domains, rel=1e-12)
+    assert load.remote_nodes_per_token == pytest.approx(copies.crossing, rel=1e-12)
+
+
 def test_the_limit_keeps_tokens_on_four_nodes():
     """At most 4 nodes a token (arXiv 2412.19437), and 8 experts nearly always hit all 4.
 
     Sampled through the gate; the placement by groups is what makes it so, round-robin undoes it.
+    Were the kept groups drawn without a look at the scores, a token would reach only
+    4(1 - C(96,8)/C(128,8)) = 3.63 of them; but they are kept for their best two experts, so that
+    one or both are nearly always among the eight.
     """
     load = expert_load(V3["limited"], EP64, 65_536)
     assert load.sampled

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from .routing import Routing
+from .routing import RoutingLaw
 
 Floats = NDArray[np.float64]
 
@@ -145,7 +145,7 @@ def fit_weights(share: Floats, top_k: int) -> Floats:
     return weight
 
 
-def chances(routing: Routing) -> Floats | None:
+def chances(routing: RoutingLaw) -> Floats | None:
     """[E] chance that a token chooses each expert, where it is known without sampling."""
     if routing.shares is not None:
         return np.array(routing.shares)
