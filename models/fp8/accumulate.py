@@ -54,7 +54,7 @@ def _instruction(c_MN: torch.Tensor, a_Mk: torch.Tensor, b_Nk: torch.Tensor) -> 
     terms = torch.cat((c_MN.unsqueeze(-1), a_Mk.unsqueeze(1) * b_Nk.unsqueeze(0)), dim=-1)
     # frexp's mantissa is in [0.5, 1), so its exponent is one more than floor(log2).
     exponent = torch.frexp(terms.abs().amax(dim=-1, keepdim=True)).exponent - 1
-    unit = torch.ldexp(torch.ones((), device=terms.device), exponent - FRACTION_BITS)
+    unit = torch.ldexp(torch.ones_like(terms[..., :1]), exponent - FRACTION_BITS)
     # At most 33 multiples below 2^14 each: their sum is below 2^24, exact in FP32.
     total_MN = ((terms / unit).trunc().sum(dim=-1, keepdim=True) * unit).squeeze(-1)
     return (total_MN.view(torch.int32) & ~((1 << (23 - FRACTION_BITS)) - 1)).view(torch.float32)
