@@ -167,9 +167,7 @@ def main() -> None:
     """Print a table."""
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--steps", type=int, default=400)
-    p.add_argument(
-        "--mean", type=float, default=MEAN, help="common to tokens: the skew"
-    )
+    p.add_argument("--mean", type=float, default=MEAN, help="common to tokens: the skew")
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args()
     if o.steps < 10:
