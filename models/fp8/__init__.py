@@ -14,7 +14,9 @@ from .scaler import LossScaler
 from .scaling import Fp8Error, Scaled, product, quantize
 from .tiles import (
     E4M3,
+    E4M3_MAX,
     E5M2,
+    SMALLEST_AMAX,
     TILE,
     Quantized,
     dequantize,
@@ -27,7 +29,9 @@ from .tiles import (
 
 __all__ = [
     "E4M3",
+    "E4M3_MAX",
     "E5M2",
+    "SMALLEST_AMAX",
     "TILE",
     "Error",
     "Fp8Error",

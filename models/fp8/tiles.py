@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 TILE = 128
 E4M3 = torch.float8_e4m3fn
 E5M2 = torch.float8_e5m2
+E4M3_MAX = torch.finfo(E4M3).max  # 448
 # An all-zero tile would divide by zero. Far below any gradient, far above FP32's subnormals.
 SMALLEST_AMAX = 1e-20
 

@@ -1,9 +1,6 @@
 """Balance by the bias: its rules by hand, its place in the gate, and a layer that it balances."""
 
-import importlib.util
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,24 +17,10 @@ from tracer.models.balance import (
 )
 from tracer.models.moe import Gate
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "balance.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("balance_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["balance_script"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def script(script_file):
+    return script_file("balance")
 
 
 def test_rules_by_hand():

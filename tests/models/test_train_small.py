@@ -1,33 +1,16 @@
 """`scripts/train_small.py`: BF16 and FP8 learn the same, on a short run; and its parts by hand."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tracer.models.masters import MasterWeights
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_small.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_small", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_small"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def script(script_file):
+    return script_file("train_small")
 
 
 def test_smoothing_and_difference_by_hand(script):
