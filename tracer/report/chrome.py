@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..cost.timeline import timeline
 from ..machine import Times
 from ..parallel.schedules import Timeline
-from ..predict.timeline import timeline
 
 _PROCESS = 0
 
