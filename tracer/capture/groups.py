@@ -99,10 +99,17 @@ def groups_of(plan: ShardingPlan, rank: int) -> Iterator[Mapping[str, Any]]:
         yield made
 
 
-def name_groups_by_axis(trace: Trace) -> None:
-    """Let the collectives of `trace` and its header call a group by its axis, "tp" and so on."""
+def name_groups_by_axis(trace: Trace, world: str = "world") -> None:
+    """Let the collectives of `trace` and its header call a group by its axis, "tp" and so on.
+
+    `world` is what the group of all ranks is for. Groups of one send nothing and are left out.
+    """
     table = trace.header.get("groups", {})
-    axes = {name: where["axis"] for name, where in table.items()}
+    axes = {
+        name: world if where["axis"] == "default_pg" else where["axis"].removeprefix("mesh_")
+        for name, where in table.items()
+        if where["size"] > 1
+    }
 
     def named(op: Op) -> Op:
         if not op.name.startswith(_NAMESPACES):
@@ -113,4 +120,7 @@ def name_groups_by_axis(trace: Trace) -> None:
         )
 
     trace.ops = [named(op) for op in trace.ops]
-    trace.header["groups"] = {where.pop("axis"): where for where in table.values()}
+    trace.header["groups"] = {
+        axis: {key: value for key, value in table[name].items() if key != "axis"}
+        for name, axis in reversed(axes.items())  # the world last: a group of its own goes first
+    }
