@@ -13,11 +13,8 @@ cut among the ranks of a TP group.
 * Expert parallel: see `expert_parallel`. The gate and the shared expert are whole and see the
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
-* Context parallel: sequences are cut; each rank has S / CP neighbouring tokens and gathers the
-  latents [B, S, C + R] of all, which is less than keys and values of any head count. Causality then
-  gives later ranks more to do; the busiest, the last, sees all keys (no zigzag order of chunks).
 
-The model itself sends nothing between stages: `collectives.send` and `receive` do.
+Sequences are never cut (no context parallelism). The model itself sends nothing between stages: `collectives.send` and `receive` do.
 """
 
 import functools
@@ -54,7 +51,7 @@ from .zero import Unit, units_of
 class Layout:
     """The process groups of this rank and how it uses them.
 
-    tp, ep, cp: cut heads and widths, spread experts, cut sequences.
+    tp, ep: cut heads and widths, spread experts.
     dp, edp, stage: ranks with the same cut weights, with the same experts, of the same stage:
         gradients are summed over one of them.
     sequence_parallel, attention_dp: as in the module's docstring.
@@ -65,7 +62,6 @@ class Layout:
 
     tp: Group = ALONE
     ep: Group = ALONE
-    cp: Group = ALONE
     dp: Group = ALONE
     edp: Group = ALONE
     stage: Group = ALONE

@@ -239,6 +239,7 @@ def test_impossible_plans_say_why():
         (Plan(tp=4, sequence_parallel=True), Workload("prefill", 1, 18), "18 tokens of a data"),
         (Plan(micro_batch=2), Workload("prefill", 1, 16), "micro_batch=2"),
         (Plan(pp=2), Workload("forward", 1, 16), "cannot run phase 'forward'"),
+        (Plan(cp=2), Workload("prefill", 1, 16), "cp=2: context parallelism is not traced yet"),
     ],
 )  # fmt: skip
 def test_workloads_that_do_not_divide(plan, work, reason):

@@ -23,6 +23,7 @@ __all__ = [
     "current_graph_task_id",
     "decompose",
     "fake_mode",
+    "fake_store",
     "fused_attention_allowed",
     "group_name",
     "is_composite",
@@ -186,6 +187,14 @@ def fake_mode(**options: Any) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(**options)
+
+
+def fake_store() -> torch.distributed.Store:
+    """The store of torch's fake backend, which does not ask the other ranks."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    store: torch.distributed.Store = FakeStore()
+    return store
 
 
 def fused_attention_allowed() -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import UserError
+from . import compat
 from .records import Op, Trace
 
 _NAMESPACES = ("_c10d_functional.", "_c10d_functional_autograd.", "c10d.", "_dtensor.")
@@ -65,13 +66,12 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
         UserError: the process is part of a real group already.
     """
     import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
         raise UserError(
             "torch.distributed is initialised already: a plan is traced in a process of its own"
         )
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    dist.init_process_group("fake", store=compat.fake_store(), rank=rank, world_size=size)
     try:
         yield
     finally:
