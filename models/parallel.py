@@ -14,7 +14,8 @@ cut among the ranks of a TP group.
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
 
-Sequences are never cut (no context parallelism). The model itself sends nothing between stages: `collectives.send` and `receive` do.
+Sequences are never cut (no context parallelism). The model itself sends nothing between stages:
+`collectives.send` and `receive` do.
 """
 
 import functools

@@ -215,6 +215,14 @@ def test_experts_of_a_rank():
     }  # fmt: skip
 
 
+def test_rows_from_elsewhere_choose_one_expert_each():
+    """8 rows reach a rank with 8 of the experts: 8·(1 - (7/8)^8) = 5.25 of them are hit."""
+    trace = rank_trace(v3(), Workload("decode", 1, 1, 64), Plan(dp=32, ep=32))
+    priced = price(trace, execution="naive")
+    one = next(p.cost for p in priced.parts() if "grouped" in trace.ops[p.op].name)
+    assert one.read["weights"] == pytest.approx(8 * (1 - (7 / 8) ** 8) * 2048 * 7168 * 2, rel=1e-6)
+
+
 def test_the_last_rank_of_2048():
     plan = Plan.parse("pp16 ep64 dp128")
     trace = rank_trace(v3(), Workload("prefill", 1, 64, 64), plan, rank=2047)

@@ -189,12 +189,11 @@ def fake_mode(**options: Any) -> Any:
     return FakeTensorMode(**options)
 
 
-def fake_store() -> torch.distributed.Store:
+def fake_store() -> Any:
     """The store of torch's fake backend, which does not ask the other ranks."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    store: torch.distributed.Store = FakeStore()
-    return store
+    return FakeStore()
 
 
 def fused_attention_allowed() -> bool:
