@@ -76,7 +76,7 @@ def legal_plans(draw):
     return plan
 
 
-SEARCH = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+SEARCH = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SEARCH
@@ -312,3 +312,12 @@ def test_torch_is_what_it_was():
     rank_trace(small(), Workload("prefill", 1, 16), Plan(tp=2))
     assert torch.ones(2).relu().sum() == 2
     assert not dist.is_initialized()
+
+
+def test_the_moments_type_is_said_where_the_trace_does_not_show_it():
+    work = Workload("training", 1, 16, 16)
+    (wide,) = stage_traces(small(), work, Plan())
+    (narrow,) = stage_traces(small(), work, Plan(moments="bf16"))
+    assert narrow.trace.ops is wide.trace.ops
+    assert [n for n in narrow.trace.header["notes"] if "FP32 moments" in n]
+    assert not [n for n in wide.trace.header["notes"] if "FP32 moments" in n]
