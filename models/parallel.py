@@ -18,13 +18,10 @@ Sequences are never cut (no context parallelism). The model itself sends nothing
 `collectives.send` and `receive` do.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils import checkpoint as ckpt
 
 from .attention import MLA, Step
 from .cache import KVCache
@@ -34,7 +31,6 @@ from .collectives import (
     all_reduce,
     copy,
     gather,
-    raw_all_reduce,
     raw_gather,
     scatter_sum,
     split,
@@ -45,6 +41,7 @@ from .expert_parallel import travelling
 from .linear import Linear, Precision
 from .moe import FeedForward, Gate, MoE
 from .norm import RMSNorm
+from .recompute import RECOMPUTES
 from .zero import Unit, units_of
 
 
@@ -58,7 +55,7 @@ class Layout:
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
-    recompute: "none", "selective" or "full" (see `RECOMPUTES`).
+    recompute: "none", "selective" or "full" (see `recompute`).
     """
 
     tp: Group = ALONE
@@ -347,65 +344,3 @@ class ParallelDeepSeek(nn.Module):
             if isinstance(module, MLA):
                 module.prepare_decode()
         return self
-
-
-def vocab_parallel_loss(
-    logits: torch.Tensor, targets: torch.Tensor, group: Group, share: float = 1.0
-) -> torch.Tensor:
-    """Mean cross-entropy in FP32 of logits [B, S, V/n] of which every rank has a part.
-
-    Three messages of T numbers: maximum, sum of exponentials, the target's logit. `share` scales
-    the mean: 1 over the ranks and micro-batches that see different tokens, so that gradients add.
-    """
-    logits, targets = logits.float().flatten(0, 1), targets.flatten()
-    if group.size == 1:
-        loss = F.cross_entropy(logits, targets)
-        return loss if share == 1.0 else loss * share
-    top_T = raw_all_reduce(logits.detach().amax(dim=-1), group, "max")
-    logits = logits - top_T.unsqueeze(1)
-    sum_T = all_reduce(logits.exp().sum(dim=-1), group)
-    mine_T = targets - group.rank * logits.shape[1]
-    elsewhere_T = (mine_T < 0) | (mine_T >= logits.shape[1])
-    hit_T = logits.gather(1, mine_T.masked_fill(elsewhere_T, 0).unsqueeze(1)).squeeze(1)
-    hit_T = all_reduce(hit_T.masked_fill(elsewhere_T, 0.0), group)
-    return (sum_T.log() - hit_T).mean() * share
-
-
-# -- what the backward computes again --------------------------------------------------------------
-
-_KEPT = (
-    "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "topk",
-)  # fmt: skip
-
-
-def _policy(gathered, ctx, op, *args, **kwargs):
-    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
-        arg for arg in args if isinstance(arg, str)
-    )
-    policies = ckpt.CheckpointPolicy
-    return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
-
-
-def _selective(layer, x_TD, step):
-    """Products, attention, collectives and routing keep their results, all else runs again.
-
-    Parameters that ZeRO gathers are no results to keep.
-    """
-    layout = layer.self_attn.layout
-    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
-    policy = functools.partial(_policy, gathered)
-    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
-    return ckpt.checkpoint(
-        layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
-
-
-def _full(layer, x_TD, step):
-    """Only the layer's input is kept."""
-    return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
-
-
-RECOMPUTES = {"none": lambda layer, x, step: layer(x, step), "selective": _selective, "full": _full}

@@ -191,7 +191,7 @@ class _Rank:
 
     def training(self, attention: str, fold: bool) -> Trace:
         """One micro-batch, and what ends a step."""
-        from tracer.models.parallel import vocab_parallel_loss
+        from tracer.models.parallel_loss import vocab_parallel_loss
         from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
         model, layers = self.model, self.layers if fold else 0

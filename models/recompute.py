@@ -1,0 +1,42 @@
+"""What the backward computes again instead of keeping: nothing, cheap ops, or whole layers."""
+
+import functools
+
+from torch.utils import checkpoint as ckpt
+
+_KEPT = (
+    "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "topk",
+)  # fmt: skip
+
+
+def _policy(gathered, ctx, op, *args, **kwargs):
+    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
+        arg for arg in args if isinstance(arg, str)
+    )
+    policies = ckpt.CheckpointPolicy
+    return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
+
+
+def _selective(layer, x_TD, step):
+    """Products, attention, collectives and routing keep their results, all else runs again.
+
+    Parameters that ZeRO gathers are no results to keep.
+    """
+    layout = layer.self_attn.layout
+    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
+    policy = functools.partial(_policy, gathered)
+    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
+    return ckpt.checkpoint(
+        layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
+def _full(layer, x_TD, step):
+    """Only the layer's input is kept."""
+    return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
+
+
+RECOMPUTES = {"none": lambda layer, x, step: layer(x, step), "selective": _selective, "full": _full}
