@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
         help="counting: weight_residency, activation_fusion, causal, routing; seconds: model "
         "(kernels|roofline), launch, matmul_efficiency, memory_efficiency, fp32_matmul, host, "
         "clock, reserved_sms, attention (best|portable); printed when used")  # fmt: skip
-    add("--out", metavar="DIR", help="write the report there: report.html, .md, .json, tables, figures")
+    add(
+        "--out",
+        metavar="DIR",
+        help="write the report there: report.html, .md, .json, tables, figures",
+    )
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--strict", action="store_true", help="an op without a formula is an error")
     add("--full", action="store_true", help="trace every layer, not a few of each kind")

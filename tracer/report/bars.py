@@ -20,6 +20,7 @@ def draw_shares(
     """A bar a row, each 100 % of its own total, split by name; shares of 6 % and more are written.
 
     Args:
+        figure: an empty one.
         bars: (name, values), from top to bottom.
         colours: by name; also the order of the pieces.
         label: of the axis: what the share is of.
@@ -29,9 +30,7 @@ def draw_shares(
     names = [n for n in colours if any(values.get(n) for _, values in bars)]
     left = [0.0] * len(bars)
     for name in names:
-        widths = [
-            values.get(name, 0.0) / (sum(values.values()) or 1.0) * 100 for _, values in bars
-        ]
+        widths = [values.get(name, 0.0) / (sum(values.values()) or 1.0) * 100 for _, values in bars]
         axes.barh(range(len(bars)), widths, 0.7, left=left, color=colours[name], label=name)
         for row, (width, start) in enumerate(zip(widths, left, strict=True)):
             if width >= 6:
@@ -140,5 +139,3 @@ def draw_signed(figure: Any, rows: Sequence[tuple[str, float]], label: str, titl
     axes.set_xlabel(label)
     axes.set_title(title, fontsize=10)
     axes.grid(True, axis="x", color=GRID, linewidth=0.6)
-
-

@@ -57,7 +57,7 @@ def batching(step: Step) -> Batching:
             attention_flops += kernel.cost.total_flops
             attention_bytes += kernel.cost.total_bytes
         for part in kernel.parts:
-            read = part.cost.bytes_by_role["weights"]
+            read = float(part.cost.bytes_by_role["weights"])
             if read and kernel.kind == GROUPED_GEMM:
                 flow = flow or Dataflow(trace.ops)
                 stack = next((r for r in trace.ops[part.op].inputs() if len(r.shape) == 3), None)

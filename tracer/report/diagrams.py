@@ -57,7 +57,7 @@ def stack(trace: Trace) -> Diagram | None:
         gap = _Unit(f"{plural(left, 'more module')}", "", "", 1)
         units = [*units[: _MOST // 2], gap, *units[-(_MOST // 2) :]]
     shapes = _shapes(trace)
-    nodes = [Node("input", ("input", shapes.get("", "")), "end")]
+    nodes = [Node("input", ("input", _given(trace, units[0].first)), "end")]
     nodes += [Node(f"m{i}", _lines(unit, shapes), "module") for i, unit in enumerate(units)]
     keys = [node.key for node in nodes]
     caption = (
@@ -196,15 +196,11 @@ def _program(trace: Trace, layer: str) -> tuple[tuple[str, str], ...]:
 
 
 def _shapes(trace: Trace) -> dict[str, str]:
-    """The shape of the last result that each module made in its forward; "" has the input's."""
+    """The shape of the last result that each module made in its forward."""
     found: dict[str, str] = {}
-    roles = storage_roles(trace)
     for op in trace.ops:
         if op.phase != FORWARD:
             continue
-        if "" not in found:
-            given = (r for r in op.inputs() if len(r.shape) > 1 and roles[r.storage] != "weights")
-            found |= {"": _shape(ref.shape) for ref in list(given)[:1]}
         if op.outputs and len(op.outputs[0].shape) > 1:
             text = _shape(op.outputs[0].shape)
             path = trace.module_of(op)
@@ -212,6 +208,16 @@ def _shapes(trace: Trace) -> dict[str, str]:
                 if above:
                     found[above] = text
     return found
+
+
+def _given(trace: Trace, module: str) -> str:
+    """The shape of the first tensor that `module` is given."""
+    roles = storage_roles(trace)
+    for op in _once(trace, module):
+        for ref in op.inputs():
+            if roles[ref.storage] != "weights":
+                return _shape(ref.shape)
+    return ""
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -209,10 +209,10 @@ def _faster(step: Step, precision: str) -> tuple[str, float] | None:
     """The next smaller precision that the chip has units for."""
     peak = step.chip.peak
     smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
-    found = smaller.get(precision)
+    found = smaller.get(precision, "")
     if found not in peak or precision not in peak or peak[found] <= peak[precision]:
         return None
-    return found, peak[found] / peak[precision]
+    return found, float(peak[found] / peak[precision])
 
 
 def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int]:

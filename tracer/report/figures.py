@@ -6,7 +6,7 @@ apart by hand where matplotlib would not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,16 +39,16 @@ class Roof(NamedTuple):
     @property
     def peak(self) -> float:
         """FLOP/s."""
-        return self.chip.peak_for(self.precision)
+        return float(self.chip.peak_for(self.precision))
 
     @property
     def ridge(self) -> float:
         """FLOP/B."""
-        return self.chip.ridge(self.precision)
+        return float(self.chip.ridge(self.precision))
 
     def at(self, intensity: float) -> float:
         """FLOP/s that it allows at `intensity`."""
-        return min(self.peak, intensity * self.chip.memory_bandwidth)
+        return min(self.peak, intensity * float(self.chip.memory_bandwidth))
 
 
 def draw_roofline(figure: Any, roofs: Sequence[Roof], points: Sequence[Point], title: str) -> None:
@@ -140,8 +140,8 @@ def legend(axes: Any, place: str) -> None:
         )  # fmt: skip
 
 
-def empty(size: Iterable[float]) -> Any:
+def empty(size: tuple[float, float]) -> Any:
     """An empty figure in inches; it belongs to nobody and needs no closing."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=tuple(size), layout="constrained")
+    return Figure(figsize=size, layout="constrained")

@@ -54,7 +54,10 @@ def write(study: Study, out: Path) -> list[Path]:
         raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
     sections = build(study)
     document = json.dumps(full_document(study, sections), indent=1) + "\n"
-    written = [write_whole(out / "report.json", document), write_whole(out / "ops.csv", ops_csv(study))]
+    written = [
+        write_whole(out / "report.json", document),
+        write_whole(out / "ops.csv", ops_csv(study)),
+    ]
     for table in tables_of(sections):
         written.append(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
     written.append(write_whole(out / "report.md", markdown.render(study, sections)))

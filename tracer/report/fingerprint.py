@@ -84,7 +84,7 @@ def _attention(study: Study, step: Step) -> list[tuple[str, str]]:
     shapes = attention_shapes(step)
     if shapes is None:
         return []
-    query, key, value = (ref.shape for ref in shapes)
+    query, _, value = (ref.shape for ref in shapes)
     heads, size, value_size = query[1], query[3], value[3]
     sizes = f"{size}" if size == value_size else f"{size} for queries and keys, {value_size} values"
     found = [("attention heads", f"{plural(heads, 'query head')} of size {sizes}")]

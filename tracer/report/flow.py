@@ -68,7 +68,7 @@ def _place(diagram: Diagram) -> tuple[dict[str, _Box], float, float]:
         sum(sizes[n.key][0] for n in nodes) + _GAP * (len(nodes) - 1) for nodes in by_row.values()
     )
     # Arrows that pass by a row run beside its boxes.
-    middle = widest / 2 + 70
+    middle = widest / 2 + 90
     boxes: dict[str, _Box] = {}
     top = 10.0
     for number in sorted(by_row):
@@ -99,17 +99,15 @@ def _size(node: Node) -> tuple[float, float]:
 def _arrow(a: _Box, b: _Box, boxes: dict[str, _Box]) -> str:
     if b.y > a.y:
         start, end = a.y + a.height / 2, b.y - b.height / 2
-        between = [
-            box for box in boxes.values()
-            if a.y + a.height / 2 < box.y < b.y - b.height / 2
-            and abs(box.x - (a.x + b.x) / 2) < box.width / 2 + 8
-        ]  # fmt: skip
-        if between:  # around them, on the side that is nearer
-            right = max(box.x + box.width / 2 for box in between) + 22
-            x = max(right, a.x, b.x)
+        between = [box for box in boxes.values() if start < box.y < end]
+        if between:  # around all of them, on the right
+            ends = a.x + a.width / 4, b.x + b.width / 4
+            right = max(*(box.x + box.width / 2 for box in between), *ends) + 14
+            # A cubic reaches three quarters of the way to its control points.
+            x = (right - sum(ends) / 8) / 0.75
             return (
-                f'<path d="M{a.x + a.width / 4:.0f} {start:.0f}C{x:.0f} {start + 26:.0f} '
-                f'{x:.0f} {end - 26:.0f} {b.x + b.width / 4:.0f} {end:.0f}"/>'
+                f'<path d="M{ends[0]:.0f} {start:.0f}C{x:.0f} {start + 20:.0f} '
+                f'{x:.0f} {end - 20:.0f} {ends[1]:.0f} {end:.0f}"/>'
             )
         half = (end - start) / 2
         return (

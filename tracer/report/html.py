@@ -1,4 +1,4 @@
-"""`report.html`: one file that needs nothing else. Everything that comes from a model is escaped."""
+"""`report.html`: one file that needs nothing else. What comes from a model is escaped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_LONG = 36  # characters of a name, from which it may break
 _SCRIPTS = ("core.js", "tables.js", "roofline.js", "tree.js", "timeline.js", "closed.js")
 
 
@@ -119,7 +120,8 @@ def _cells(block: Table, row: tuple[Any, ...]) -> str:
                 f"{html.escape(text)}</button></td>"
             )
         elif unit.code:
-            found.append(f"<td><code>{html.escape(text)}</code></td>")
+            long = ' class="long"' if len(text) > _LONG else ""
+            found.append(f"<td><code{long}>{html.escape(text)}</code></td>")
         else:
             found.append(f"<td>{inline(text)}</td>")
     return "".join(found)

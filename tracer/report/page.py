@@ -60,6 +60,8 @@ def payload(study: Study) -> dict[str, Any]:
                 "seq": step.workload.seq,
                 "context": step.workload.context,
                 "tokens": step.workload.tokens,
+                "flops": step.cost.total_flops,
+                "bytes": step.cost.total_bytes,
                 "step": step.times.step,
                 "ideal": step.times.bound,
                 "chips": step.chips_at_least,

@@ -30,7 +30,12 @@ class Picture(NamedTuple):
         prefix = re.sub(r"\W", "-", self.name)
         svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
         svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
-        for drawn, name in ((INK, "--ink"), ("#000000", "--ink"), (GRID, "--line"), ("#cccccc", "--line")):
+        for drawn, name in (
+            (INK, "--ink"),
+            ("#000000", "--ink"),
+            (GRID, "--line"),
+            ("#cccccc", "--line"),
+        ):
             svg = svg.replace(drawn, f"var({name})")
         # The white that the figure stands on; the page has its own ground.
         return svg.replace("fill: #ffffff", "fill: var(--ground)")

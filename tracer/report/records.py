@@ -24,6 +24,7 @@ class SweepPoint(NamedTuple):
     tokens: int  # that the step processes
     held: float  # bytes that it holds, all chips together
     fits: bool
+    network: float = 0.0  # s of collectives that nothing hides
 
 
 class Crossing(NamedTuple):

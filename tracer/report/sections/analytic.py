@@ -7,7 +7,7 @@ from ...cost.work import FREE
 from ...predict import Step
 from .. import palette
 from ..bars import draw_shares
-from ..blocks import Column, Figure, Formula, Section, Table, Text, code, section_of, table_of
+from ..blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
 from ..facts import detailed, steps_of
 from ..provenance import Origin, origin_of
 from ..summary import Study
@@ -76,7 +76,9 @@ def _notation(study: Study) -> Section:
         Column("meaning", "meaning"),
         Column("value", "here", "number"),
     )
-    return Section("Notation", (Table("notation", "Symbols and their values here.", columns, rows),))
+    return Section(
+        "Notation", (Table("notation", "Symbols and their values here.", columns, rows),)
+    )
 
 
 def _execution(study: Study) -> Section | None:
@@ -208,8 +210,8 @@ def _formulas(study: Study) -> Section | None:
     return section_of(
         "Formulas used",
         Text(
-            "A product of [M, K] and [K, N] is 2 M K N FLOPs. By default a kernel reads every input "
-            "once and writes every output once; a formula states the exceptions. These are all "
+            "A product of [M, K] and [K, N] is 2 M K N FLOPs. By default a kernel reads every "
+            "input once and writes every output once; a formula states the exceptions. These are all "
             "that priced this model; `docs/ops.md` of the project lists every op."
         ),
         table_of(

@@ -143,6 +143,11 @@ def _parameters(study: Study) -> Section | None:
     )  # fmt: skip
 
 
+def _each(whole: int, count: int) -> int | None:
+    """The parameters of one instance; None where they differ."""
+    return whole // count if whole % count == 0 else None
+
+
 def _modules(study: Study) -> Section | None:
     trace = study.steps[0].trace
     groups: dict[str, list[int]] = {}
@@ -161,7 +166,7 @@ def _modules(study: Study) -> Section | None:
     whole, held = (sum(row[i] for row in groups.values()) for i in (0, 1))
     ordered = sorted(groups.items(), key=lambda item: -item[1][0])
     rows: list[tuple[object, ...]] = [
-        (name, len(owners[name]), numel / len(owners[name]), numel, numel / whole, nbytes)
+        (name, len(owners[name]), _each(numel, len(owners[name])), numel, numel / whole, nbytes)
         for name, (numel, nbytes) in ordered[:_ROWS]
     ]
     rest = ordered[_ROWS:]
@@ -177,7 +182,7 @@ def _modules(study: Study) -> Section | None:
             (
                 Column("module", "module pattern", "module"),
                 Column("instances", "instances", "count"),
-                Column("each", "parameters each", "number"),
+                Column("each", "parameters each", "size"),
                 Column("parameters", "parameters", "count"),
                 Column("share", "share", "share"),
                 Column("bytes", "bytes", "B"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
 from ..facts import gather, steps_of
-from ..findings import conclusions, next_steps
+from ..findings import Finding, conclusions, next_steps
 from ..palette import WAITS
 from ..summary import Study
 from .results import results_table
@@ -22,12 +24,13 @@ def section(study: Study) -> Section:
     )
     return Section(
         "Executive summary",
-        (lead, results_table(study)),
+        (lead,),
         tuple(
             part
             for part in (
                 _conclusions(found),
                 _next(steps),
+                Section("Results", (results_table(study),)),
                 _waits(study),
             )
             if part is not None
@@ -35,7 +38,7 @@ def section(study: Study) -> Section:
     )
 
 
-def _conclusions(found: list) -> Section | None:
+def _conclusions(found: Sequence[Finding]) -> Section | None:
     return section_of(
         "Conclusions",
         Table(
@@ -48,11 +51,11 @@ def _conclusions(found: list) -> Section | None:
     )  # fmt: skip
 
 
-def _next(found: list) -> Section | None:
+def _next(found: Sequence[Finding]) -> Section | None:
     table = table_of(
         "next_steps",
-        "What to try next. **saves at most** is the time that the cause takes today: something else "
-        "limits afterwards, so real savings are smaller, and those of two rows may overlap.",
+        "What to try next. **saves at most** is the time that the cause takes today: something "
+        "else limits afterwards, so real savings are smaller, and those of two rows may overlap.",
         (
             Column("phase", "phase"),
             Column("finding", "what"),

@@ -17,7 +17,5 @@ def section(study: Study) -> Section:
     head = f"{step.workload.phase}, {step.ledger.execution}"
     return Section(
         "Explorer",
-        (
-            Widget("explorer", f"Module tree of {head} (report.html has all steps):\n\n{tree}"),
-        ),
+        (Widget("explorer", f"Module tree of {head} (report.html has all steps):\n\n{tree}"),),
     )

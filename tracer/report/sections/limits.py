@@ -1,4 +1,4 @@
-"""What no kernel and no schedule can change: floors that follow from the architecture and a chip."""
+"""What no kernel and no schedule can change: floors of the architecture on a chip."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ def section(study: Study) -> Section:
 def _method(study: Study) -> list[Text]:
     if study.timing.model == KERNELS:
         how = (
-            "The time of a step is the sum over its kernels on one stream. Each kernel's time comes "
-            "from a small formula for its family (tiles, waves, split-K, launch, power) whose "
-            "constants were fitted to measured kernels, and is never below what the datasheet's "
+            "The time of a step is the sum over its kernels on one stream. Each kernel's time "
+            "comes from a small formula for its family (tiles, waves, split-K, launch, power) "
+            "whose constants were fitted to measured kernels, and is never below what the datasheet's "
             "peaks allow."
         )
     else:
@@ -58,8 +58,8 @@ def _method(study: Study) -> list[Text]:
         )
     return [
         Text(
-            f"{how} **ideal** is max(all compute, all memory): a bound in which everything overlaps "
-            "with everything, shown beside the estimate and never as the estimate."
+            f"{how} **ideal** is max(all compute, all memory): a bound in which everything "
+            "overlaps with everything, shown beside the estimate and never as the estimate."
         ),
         Text(
             "* FLOPs are counts of the algorithm, not of what a chip reaches.\n"
@@ -115,7 +115,9 @@ def _run(study: Study) -> Section:
         facts,
     )
     kept = table_of(workloads.name, workloads.caption, workloads.columns, workloads.rows)
-    remarks = [Text("\n".join(f"* {code(note)}" for note in study.remarks))] if study.remarks else []
+    remarks = (
+        [Text("\n".join(f"* {code(note)}" for note in study.remarks))] if study.remarks else []
+    )
     return Section("What was run", (table, *([kept] if kept else []), *remarks))
 
 
@@ -163,9 +165,9 @@ def _accuracy(study: Study) -> Section | None:
         "Accuracy of the kernel model",
         Text(
             "Errors of predicted over measured kernel times on rows that no constant was fitted "
-            "to, written by `python -m tracer.validate`. **roofline** is what datasheet peaks say of "
-            "the same rows, **one efficiency** the same with the one factor that fits them best. "
-            "A whole step adds what a sum over one stream leaves out: overlap, gaps of the host, "
+            "to, written by `python -m tracer.validate`. **roofline** is what datasheet peaks say "
+            "of the same rows, **one efficiency** the same with the one factor that fits them "
+            "best. A whole step adds what a sum over one stream leaves out: overlap, gaps of the host, "
             "other work on the chip."
         ),
         table_of(

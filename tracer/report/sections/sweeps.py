@@ -28,9 +28,9 @@ def _section(study: Study, sweep: Sweep) -> Section | None:
     return section_of(
         f"{sweep.phase.capitalize()} over {name} on {sweep.chip}",
         Text(
-            f"{sweep.phase.capitalize()} at {plural(len(_values(sweep)), 'value')} of {name}; held: "
-            f"{held or 'everything else'}. FLOP/B says on which side of the ridge the sums are; "
-            "**waits for** says what most of the estimated time waits for, and may change "
+            f"{sweep.phase.capitalize()} at {plural(len(_values(sweep)), 'value')} of {name}; "
+            f"held: {held or 'everything else'}. FLOP/B says on which side of the ridge the sums "
+            "are; **waits for** says what most of the estimated time waits for, and may change "
             "elsewhere."
         ),
         table_of(f"crossings_{slug}", "Where something changes.", (

@@ -13,9 +13,7 @@ const roofline = (() => {
   function points() {
     if (what.value === "steps")
       return D.steps.filter(s => s.chip === D.steps[state.step].chip).map(s => {
-        const v = view(D.steps.indexOf(s));
-        const flops = v.parts.reduce((a, p) => a + p.flops, 0), bytes = v.parts.reduce((a, p) => a + p.bytes, 0);
-        return { name: `${s.phase}, ${s.exec}`, groups: [s.phase, s.exec], flops, bytes, time: s.step, share: 0.2,
+        return { name: `${s.phase}, ${s.exec}`, groups: [s.phase, s.exec], flops: s.flops, bytes: s.bytes, time: s.step, share: 0.2,
           colour: D.colours.phases[s.phase] || "#888", hollow: s.exec === "naive", waits: top(s.shares), pick: () => { state.step = D.steps.indexOf(s); document.getElementById("step").value = state.step; changed(); } };
       });
     const v = view(state.step);
@@ -46,7 +44,9 @@ const roofline = (() => {
     const shown = all.filter(p => !p.groups.some(g => off.has(g)));
     const chip = D.chips[D.steps[state.step].chip];
     const precisions = Object.keys(chip.peak).filter(p => ["bf16", "fp16", "fp8", "fp4"].includes(p));
-    const roofs = (precisions.length ? precisions : Object.keys(chip.peak)).map(p => [p, chip.peak[p]]);
+    const rates = new Map();
+    for (const p of precisions.length ? precisions : Object.keys(chip.peak)) rates.set(chip.peak[p], [...(rates.get(chip.peak[p]) || []), p]);
+    const roofs = [...rates].map(([peak, names]) => [names.join(", "), peak]);
     const xs = [...all.map(p => p.flops / p.bytes), ...roofs.map(r => r[1] / chip.bandwidth)];
     const ys = [...all.map(p => p.flops / p.time), ...roofs.map(r => r[1])];
     const x0 = Math.floor(Math.log10(Math.min(...xs)) - 0.2), x1 = Math.ceil(Math.log10(Math.max(...xs)) + 0.2);
