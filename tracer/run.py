@@ -112,8 +112,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
     study = answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
     if out is not None:
-        for path in files.write(study, out):
-            print(f"wrote {path}", file=sys.stderr)
+        for line in files.summary(files.write(study, out), out):
+            print(f"wrote {line}", file=sys.stderr)
 
 
 def answer(options: argparse.Namespace, command: str) -> Study:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import SMALL, legend
-from .palette import GRID, INK, OTHER
+from .figures import SMALL, legend, plain_ticks
+from .palette import GRID, INK, ON_COLOUR, OTHER
 from .text import size
 
 
@@ -36,11 +36,11 @@ def draw_shares(
             if width >= 6:
                 axes.text(
                     start + width / 2, row, f"{width:.0f}", ha="center", va="center",
-                    color="white", fontsize=SMALL,
+                    color=ON_COLOUR, fontsize=SMALL,
                 )  # fmt: skip
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=SMALL)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of {label}")
     axes.set_title(title, fontsize=10)
@@ -82,7 +82,7 @@ def draw_held(
         axes.text(end + most * 0.01, row, size(end * 1e9), va="center", fontsize=SMALL)
     axes.axvline(limit / 1e9, color=INK, linewidth=1.2, linestyle="--", label=f"one {chip}")
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=SMALL)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.18)
     axes.set_xlabel("GB held at the worst moment (1 GB = 1e9 bytes)")
     axes.set_title("Memory that a step holds", fontsize=10)
@@ -120,11 +120,12 @@ def draw_curves(
         axes.axhline(level[1], color=INK, linewidth=0.9, linestyle="--", label=level[0])
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_ticks(axes, "", "s")
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", color=GRID, linewidth=0.6)
-    legend(axes, "best")
+    legend(axes)
 
 
 def draw_signed(figure: Any, rows: Sequence[tuple[str, float]], label: str, title: str) -> None:

@@ -61,8 +61,8 @@ def stack(trace: Trace) -> Diagram | None:
     nodes += [Node(f"m{i}", _lines(unit, shapes), "module") for i, unit in enumerate(units)]
     keys = [node.key for node in nodes]
     caption = (
-        "From input to output in order of execution, as traced; layers that run the same ops are "
-        "one box."
+        "From input to output in order of execution, as traced; layers made of the same "
+        "modules are one box."
     )
     return Diagram("stack", caption, tuple(nodes), tuple(itertools.pairwise(keys)))
 

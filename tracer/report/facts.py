@@ -96,6 +96,7 @@ class Facts:
     estimated: float = 0.0
     unmodelled: float = 0.0
     calibrated: bool = True
+    eager: bool = False  # the host launches every kernel on its own
 
     def phase(self, name: str) -> PhaseFacts | None:
         """The phase of that name, if it was asked for."""
@@ -120,7 +121,8 @@ def steps_of(study: Study, execution: str | None = None, chip: int = 0) -> list[
 def main_precision(step: Step) -> str:
     """That of most matrix FLOPs, as far as the chip has a rate for it."""
     known = {p: f for p, f in step.cost.flops.items() if p in step.chip.peak}
-    return max(known, key=lambda name: known[name], default=next(iter(step.chip.peak)))
+    usual = "bf16" if "bf16" in step.chip.peak else next(iter(step.chip.peak))
+    return max(known, key=lambda name: known[name], default=usual)
 
 
 def routing(study: Study) -> tuple[int, int]:
@@ -181,7 +183,7 @@ def gather(study: Study) -> Facts:
         study.inventory.kv_bytes_per_token, phases, experts, top_k,
         by_category.get(EXPERTS, 0) / total if total else 0.0,
         worst["estimated"], worst["unmodelled"],
-        calibration is None or calibration.status() != "uncalibrated",
+        calibration is None or calibration.status() != "uncalibrated", study.timing.host > 0,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ apart by hand where matplotlib would not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from tracer.hardware import Chip
 
 from ..machine import Times
 from .palette import GRID, INK, OTHER
-from .text import si
+from .text import seconds, si
 
 SMALL = 8  # points of text
 
@@ -123,20 +124,37 @@ def finish(axes: Any, limits: tuple[float, float], title: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*limits)
+    plain_ticks(axes, "", "FLOP/s")
     axes.set_xlabel("arithmetic intensity, FLOP/B of memory traffic")
     axes.set_ylabel("matrix FLOP/s")
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", color=GRID, linewidth=0.6)
-    legend(axes, "lower right")
+    legend(axes)
 
 
-def legend(axes: Any, place: str) -> None:
-    """A small legend, each label once."""
+def plain_ticks(axes: Any, x_unit: str, y_unit: str) -> None:
+    """Ticks of logarithmic axes at powers of ten, written as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for axis, unit in ((axes.xaxis, x_unit), (axes.yaxis, y_unit)):
+        write = seconds if unit == "s" else functools.partial(_tick, unit=unit)
+        axis.set_major_locator(LogLocator(10.0, numticks=9))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, write=write: write(value)))
+        axis.set_minor_locator(NullLocator())
+
+
+def _tick(value: float, unit: str) -> str:
+    return f"{value:g}" if value < 1000 else f"{si(value, 1)}{unit}".strip()
+
+
+def legend(axes: Any) -> None:
+    """A small legend below the axes, where it covers nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
-        axes.legend(
-            once.values(), once.keys(), fontsize=SMALL - 1, loc=place, framealpha=0.85,
+        axes.figure.legend(
+            once.values(), once.keys(), fontsize=SMALL - 1, loc="outside lower center", ncols=2,
+            frameon=False,
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import UserError
 from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
+from .text import plural
 
 
 def check_folder(out: str) -> Path:
@@ -69,6 +70,15 @@ def write(study: Study, out: Path) -> list[Path]:
             written.append(write_whole(path, functools.partial(_bytes, content)))
     written.append(write_whole(out / "report.html", html.render(study, sections, pictures)))
     return written
+
+
+def summary(written: list[Path], out: Path) -> list[str]:
+    """A line a file, and one a folder of many."""
+    lines = [str(path) for path in written if path.parent == out]
+    for folder in sorted({path.parent for path in written} - {out}):
+        count = sum(path.parent == folder for path in written)
+        lines.append(f"{folder}{os.sep} ({plural(count, 'file')})")
+    return lines
 
 
 def _bytes(content: bytes, path: Path) -> None:

@@ -56,7 +56,11 @@ def _limits(facts: Facts) -> Iterator[Finding]:
             text = f"{p.phase.capitalize()} is {p.regime}-bound"
         else:
             text = f"{p.phase.capitalize()} is split, {p.regime} first"
-        why = f"{p.intensity:,.1f} FLOP/B against a ridge of {p.ridge:,.0f} ({p.precision})"
+        why = "no matrix work"
+        if p.intensity:
+            why = f"{p.intensity:,.1f} FLOP/B against a ridge of {p.ridge:,.0f} ({p.precision})"
+            if (p.regime == "compute") != (p.intensity > p.ridge):
+                why += "; the sums lie on the other side of the ridge than most kernels' time"
         yield Finding(
             f"{p.regime}-bound" if share >= CLEAR else "split",
             f"{text}: {share:.0%} of its {seconds(p.step)} waits for {p.regime}, "
@@ -79,7 +83,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
                 f"{most.phase} holds most: {size(held)} of {size(facts.chip_memory)}",
             )
         return
-    names = ", ".join(f"{p.phase} needs at least {p.chips:,}" for p in tight)
+    names = ", ".join(f"{p.phase} needs at least {plural(p.chips, 'chip')}" for p in tight)
     worst = max(tight, key=lambda p: p.chips)
     held = sum(worst.held.values())
     kind = max(worst.held, key=lambda name: worst.held[name])
@@ -133,7 +137,7 @@ def _experts(facts: Facts) -> Iterator[Finding]:
         )
     elif facts.parameters:
         where = ", ".join(
-            f"{_largest(p)[0]} {_largest(p)[1] / p.step:.0%} of {p.phase}" for p in facts.phases
+            f"{_largest(p)[0]} ({_largest(p)[1] / p.step:.0%} of {p.phase})" for p in facts.phases
         )
         yield Finding(
             "dense",
@@ -203,8 +207,14 @@ def _trust(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "uncalibrated" if not facts.calibrated else "spread",
         f"{text} (P10 to P90 of the kernel constants, {worst.phase}).",
-        f"up to {facts.estimated:.0%} of a phase's time rests on estimates{more}",
+        f"{_estimated(facts)}{more}",
     )
+
+
+def _estimated(facts: Facts) -> str:
+    if not facts.estimated:
+        return "every count follows from shapes"
+    return f"up to {facts.estimated:.0%} of a phase's time rests on estimates"
 
 
 _CONCLUSIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
@@ -326,8 +336,12 @@ def _closer_to_peak(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 def _latency(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = p.shares.get("latency", 0.0) * p.step
     yield _saving(
-        p, "latency", "Launch less: fewer, larger kernels, overlapped starts, a CUDA graph.",
-        f"{p.launches:,} launches take {waits / p.step:.0%} of the step", waits,
+        p, "latency",
+        "Record the step as a CUDA graph: the host launches every kernel on its own."
+        if facts.eager
+        else "Launch less: fewer and larger kernels, or starts that overlap with what runs.",
+        f"{plural(p.launches, 'launch', 'launches')}: {waits / p.step:.0%} of the step waits "
+        "for them to start", waits,
     )  # fmt: skip
 
 

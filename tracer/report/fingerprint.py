@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..capture.records import FORWARD, Op, TensorRef, Trace
+from ..capture.records import FORWARD, Op, Trace
 from ..cost.work import ATTENTION
+from ..machine.shapes import attention_operands
 from ..predict import Step
 from .categories import Categories
 from .facts import detailed, routing, steps_of
@@ -70,21 +71,18 @@ def _layers(trace: Trace) -> str:
     return ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common(4))
 
 
-def attention_shapes(step: Step) -> tuple[TensorRef, TensorRef, TensorRef] | None:
-    """Query, key and value of the first fused attention, or None."""
-    for kernel in step.ledger.kernels:
-        if kernel.kind == ATTENTION and kernel.phase == FORWARD:
-            refs = [r for r in step.trace.ops[kernel.parts[0].op].inputs() if len(r.shape) == 4]
-            if len(refs) >= 3:
-                return refs[0], refs[1], refs[2]
-    return None
+def _first_attention(step: Step) -> tuple[tuple[int, ...], ...] | None:
+    """[B, H, S, D] of query, key and value of the first fused attention, or None."""
+    kernels = (k for k in step.ledger.kernels if k.kind == ATTENTION and k.phase == FORWARD)
+    first = next(kernels, None)
+    return None if first is None else attention_operands(step.trace.ops[first.parts[0].op])
 
 
 def _attention(study: Study, step: Step) -> list[tuple[str, str]]:
-    shapes = attention_shapes(step)
-    if shapes is None:
+    operands = _first_attention(step)
+    if operands is None:
         return []
-    query, _, value = (ref.shape for ref in shapes)
+    query, _, value = operands
     heads, size, value_size = query[1], query[3], value[3]
     sizes = f"{size}" if size == value_size else f"{size} for queries and keys, {value_size} values"
     found = [("attention heads", f"{plural(heads, 'query head')} of size {sizes}")]

@@ -23,7 +23,9 @@ class _Box(NamedTuple):
 def draw(diagram: Diagram) -> str:
     """An `<svg>` of `diagram` that takes its colours from the page; text is escaped."""
     boxes, width, height = _place(diagram)
-    arrows = "".join(_arrow(boxes[a], boxes[b], boxes) for a, b in diagram.edges)
+    arrows = "".join(
+        _arrow(boxes[a], boxes[b], boxes, number % 5) for number, (a, b) in enumerate(diagram.edges)
+    )
     nodes = "".join(_node(node, boxes[node.key]) for node in diagram.nodes)
     marker = f"tip-{diagram.name}"
     arrows = arrows.replace("<path", f'<path marker-end="url(#{marker})"')
@@ -96,18 +98,19 @@ def _size(node: Node) -> tuple[float, float]:
     return longest * _CHARACTER + 2 * _PAD, len(lines) * _LINE + _PAD
 
 
-def _arrow(a: _Box, b: _Box, boxes: dict[str, _Box]) -> str:
+def _arrow(a: _Box, b: _Box, boxes: dict[str, _Box], lane: int) -> str:
+    """From `a` to `b`; long arrows run beside the boxes, each in a lane of its own."""
     if b.y > a.y:
         start, end = a.y + a.height / 2, b.y - b.height / 2
         between = [box for box in boxes.values() if start < box.y < end]
         if between:  # around all of them, on the right
             ends = a.x + a.width / 4, b.x + b.width / 4
             right = max(*(box.x + box.width / 2 for box in between), *ends) + 14
-            # A cubic reaches three quarters of the way to its control points.
-            x = (right - sum(ends) / 8) / 0.75
+            x = right + 7 * lane
             return (
-                f'<path d="M{ends[0]:.0f} {start:.0f}C{x:.0f} {start + 20:.0f} '
-                f'{x:.0f} {end - 20:.0f} {ends[1]:.0f} {end:.0f}"/>'
+                f'<path d="M{ends[0]:.0f} {start:.0f}C{ends[0]:.0f} {start + 18:.0f} {x:.0f} '
+                f"{start:.0f} {x:.0f} {start + 26:.0f}L{x:.0f} {end - 26:.0f}C{x:.0f} {end:.0f} "
+                f'{ends[1]:.0f} {end - 18:.0f} {ends[1]:.0f} {end:.0f}"/>'
             )
         half = (end - start) / 2
         return (

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONG = 36  # characters of a name, from which it may break
-_SCRIPTS = ("core.js", "tables.js", "roofline.js", "tree.js", "timeline.js", "closed.js")
+_WIDE = 60  # characters of a cell that wants room
+_SCRIPTS = ("core.js", "tables.js", "closed.js", "roofline.js", "timeline.js", "tree.js")
 
 
 def render(study: Study, sections: Sequence[Section], pictures: Mapping[str, Picture]) -> str:
@@ -115,15 +116,17 @@ def _cells(block: Table, row: tuple[Any, ...]) -> str:
             raw = "" if value is None else f' data-v="{float(value)!r}"'
             found.append(f'<td class="n"{raw}>{html.escape(text)}</td>')
         elif column.unit in ("module", "op") and value:
+            long = " long" if len(text) > _LONG else ""
             found.append(
-                f'<td><button class="trace" data-{column.unit}="{html.escape(str(value))}">'
+                f'<td><button class="trace{long}" data-{column.unit}="{html.escape(str(value))}">'
                 f"{html.escape(text)}</button></td>"
             )
         elif unit.code:
             long = ' class="long"' if len(text) > _LONG else ""
             found.append(f"<td><code{long}>{html.escape(text)}</code></td>")
         else:
-            found.append(f"<td>{inline(text)}</td>")
+            wide = ' class="wide"' if len(text) > _WIDE else ""
+            found.append(f"<td{wide}>{inline(text)}</td>")
     return "".join(found)
 
 

@@ -51,6 +51,8 @@ def draw_all(sections: Sequence[Section]) -> Iterator[Picture]:
             with matplotlib.rc_context(settings):
                 figure = empty(block.size)
                 block.draw(figure)
+                figure.draw_without_rendering()  # lays it out, once for both files
+                figure.set_layout_engine("none")
                 svg, png = io.StringIO(), io.BytesIO()
                 figure.savefig(svg, format="svg", metadata={"Date": None})
                 figure.savefig(png, format="png", dpi=_DPI)

@@ -211,8 +211,8 @@ def _formulas(study: Study) -> Section | None:
         "Formulas used",
         Text(
             "A product of [M, K] and [K, N] is 2 M K N FLOPs. By default a kernel reads every "
-            "input once and writes every output once; a formula states the exceptions. These are all "
-            "that priced this model; `docs/ops.md` of the project lists every op."
+            "input once and writes every output once; a formula states the exceptions. These "
+            "are all that priced this model; `docs/ops.md` of the project lists every op."
         ),
         table_of(
             "formulas",

@@ -65,10 +65,12 @@ def _diagrams(study: Study) -> Section | None:
                                 (FEED_FORWARD, step.trace)):  # fmt: skip
             if category == FEED_FORWARD and any(d and d.name == "experts" for d in found):
                 continue
-            module = _block(trace, layer, category)
-            if module:
-                title = f"Inside {pattern(module)} ({category}, {trace.header.get('phase', '')})."
-                found.append(inside(trace, module, category.replace("-", "_"), title))
+            name, phase = category.replace("-", "_"), trace.header.get("phase", "")
+            drawn = (
+                inside(trace, module, name, f"Inside {pattern(module)} ({category}, {phase}).")
+                for module in _blocks(trace, layer, category)
+            )
+            found.append(next((diagram for diagram in drawn if diagram is not None), None))
     return section_of("Architecture diagrams", *found)
 
 
@@ -84,12 +86,12 @@ def _heaviest_layer(step: Step) -> str:
     return next((name for name in times if name), "")
 
 
-def _block(trace: Trace, layer: str, category: str) -> str:
-    """The highest module of `category` inside of `layer`."""
+def _blocks(trace: Trace, layer: str, category: str) -> list[str]:
+    """Modules of `category` inside of `layer`, highest first: a wrapper shows little."""
     known = Categories(trace)
     paths = {c.module for c in trace.calls if c.module.startswith(f"{layer}.")}
     mine = [path for path in paths if known.of(path) == category]
-    return min(mine, key=lambda path: (path.count("."), path), default="")
+    return sorted(mine, key=lambda path: (path.count("."), path))
 
 
 def _parameters(study: Study) -> Section | None:

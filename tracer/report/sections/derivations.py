@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ...capture.records import Op
+from ...machine.shapes import attention_operands
 from ...predict import Step
 from ..blocks import Column, Section, Text, section_of, table_of
 from ..facts import detailed, steps_of
@@ -88,5 +89,20 @@ def derivation(op: Op, flops: int) -> str:
             factors = (out[0], refs[0].shape[-1], out[1])
         else:  # a gradient of the stacked weights
             factors = (refs[0].shape[-1], out[1], out[2])
+    elif "attention" in name:
+        return _pairs(op, flops)
     text = " x ".join(f"{factor:,}" for factor in (2, *factors))
     return text if factors and 2 * math.prod(factors) == flops else ""
+
+
+def _pairs(op: Op, flops: int) -> str:
+    """`2 x B x heads x pairs x (D + Dv)`, the pairs being those that the FLOPs imply."""
+    operands = attention_operands(op)
+    if operands is None:
+        return ""
+    (batch, heads, queries, size), (_, _, keys, _), (*_, size_v) = operands
+    factor = 4 if "backward" in op.name else 2
+    pairs, rest = divmod(flops, factor * batch * heads * (size + size_v))
+    if rest or pairs > queries * keys:
+        return ""
+    return f"{factor} x {batch:,} x {heads:,} x {pairs:,} pairs x ({size} + {size_v})"

@@ -25,8 +25,8 @@ def section(study: Study) -> Section:
                 "Read it in three steps. First see what each phase waits for: "
                 "the column **waits for** of the results, not the position under a roof, decides. "
                 "Then see where its bytes or FLOPs come from: by role, by category, by module. "
-                "Then see what would move it: the next steps with what each may save at most, and "
-                "the sweeps."
+                "Then see what would move it: the next steps, with what each may save at "
+                "most."
             ),
             *_method(study),
         ),
@@ -48,8 +48,8 @@ def _method(study: Study) -> list[Text]:
         how = (
             "The time of a step is the sum over its kernels on one stream. Each kernel's time "
             "comes from a small formula for its family (tiles, waves, split-K, launch, power) "
-            "whose constants were fitted to measured kernels, and is never below what the datasheet's "
-            "peaks allow."
+            "whose constants were fitted to measured kernels, and is never below what the "
+            "datasheet's peaks allow."
         )
     else:
         how = (
@@ -167,8 +167,8 @@ def _accuracy(study: Study) -> Section | None:
             "Errors of predicted over measured kernel times on rows that no constant was fitted "
             "to, written by `python -m tracer.validate`. **roofline** is what datasheet peaks say "
             "of the same rows, **one efficiency** the same with the one factor that fits them "
-            "best. A whole step adds what a sum over one stream leaves out: overlap, gaps of the host, "
-            "other work on the chip."
+            "best. A whole step adds what a sum over one stream leaves out: overlap, gaps of the "
+            "host, other work on the chip."
         ),
         table_of(
             "accuracy",

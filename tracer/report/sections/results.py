@@ -56,7 +56,7 @@ def _rows(steps: Sequence[Step]) -> list[tuple[object, ...]]:
             step.chip.id, step.workload.phase, step.ledger.execution, step.cost.total_flops,
             step.cost.total_bytes, step.cost.intensity, times.compute, times.memory, times.step,
             low, high, times.bound, step.tokens_per_s,
-            step.mfu if step.ledger.execution == EFFICIENT else None,
+            step.mfu if step.ledger.execution == EFFICIENT and step.cost.flops else None,
             times.regime, times.shares()[times.regime], step.chips_at_least,
         ))  # fmt: skip
     return rows

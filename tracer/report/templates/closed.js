@@ -75,5 +75,3 @@ function evaluator(text) {
       fact("sum of max(compute, memory)", seconds(total.sum)), fact("waits for", `${mostOf(waits)} ${percent(waits[mostOf(waits)] / total.sum)}`))));
   }
 })();
-
-changed();

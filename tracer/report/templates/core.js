@@ -19,6 +19,7 @@ const seconds = v => {
   return v ? `${significant(v * 1e9, 3)} ns` : "0 s";
 };
 const percent = v => `${(100 * v).toFixed(1)}%`;
+const mostOf = by => Object.keys(by).reduce((a, b) => by[b] > by[a] ? b : a, Object.keys(by)[0]);
 const pattern = path => path.replace(/\.\d+(?=\.|$)/g, ".*") || "(top)";
 
 function make(tag, attributes = {}, ...children) {

@@ -1,14 +1,16 @@
 // A roofline to hover: steps, or the categories or kernels of one step, under the roofs of its chip.
 const roofline = (() => {
   if (!explorer) return null;
-  const W = 860, H = 430, M = { left: 70, right: 20, top: 16, bottom: 44 };
-  const chart = make("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "roofline" });
+  let W = 860, H = 430;
+  const M = { left: 70, right: 20, top: 16, bottom: 44 };
+  const chart = make("svg", { class: "chart", role: "img", "aria-label": "roofline" });
   const what = make("select", { onchange: draw }, ...["steps", "categories", "kernels"].map(x => make("option", { value: x }, x)));
   const filters = make("div", { class: "controls" });
   const off = new Set();
   panel("Roofline", make("div", { class: "controls" }, make("label", {}, "points ", what),
     make("span", { class: "muted" }, "hover for figures, click for the ops behind a point; sizes are shares of the time")), filters, chart);
   follow(draw);
+  addEventListener("resize", draw);
 
   function points() {
     if (what.value === "steps")
@@ -36,6 +38,8 @@ const roofline = (() => {
   function top(shares) { return Object.entries(shares).reduce((a, b) => b[1] > a[1] ? b : a)[0]; }
 
   function draw() {
+    W = Math.max(320, chart.clientWidth || 860); H = Math.round(Math.min(430, Math.max(260, W * 0.6)));
+    chart.setAttribute("viewBox", `0 0 ${W} ${H}`);
     const all = points().filter(p => p.flops > 0 && p.bytes > 0 && p.time > 0);
     const groups = [...new Set(all.flatMap(p => p.groups))];
     filters.replaceChildren(...groups.map(g => make("label", {},

@@ -4,7 +4,6 @@ function addTo(node, part) {
   node.flops += part.flops; node.vector += part.vector; node.bytes += part.bytes; node.seconds += part.seconds;
   node.by[part.kernel.waits] = (node.by[part.kernel.waits] || 0) + part.seconds;
 }
-const mostOf = by => Object.keys(by).reduce((a, b) => by[b] > by[a] ? b : a, Object.keys(by)[0]);
 
 function treeOf(v) {
   const root = { path: "", name: "(model)", children: new Map(), parameters: 0, ...sums() };
@@ -84,13 +83,22 @@ let behind = () => {};
     }
     const most = 60;
     const total = rows.reduce((a, g) => ({ flops: a.flops + g.flops, bytes: a.bytes + g.bytes, seconds: a.seconds + g.seconds }), sums());
-    const table = make("table", {},
-      make("thead", {}, make("tr", {}, ...["module", "op", "pass", "times", "shapes", "FLOPs", "vector", ...used.map(([r]) => `${r} bytes`), "time", "kernel waits for", "counted by", "trust"].map(h => make("th", {}, h)))),
-      make("tbody", {}, ...rows.slice(0, most).map(g => make("tr", {},
-        make("td", {}, make("code", {}, pattern(g.part.module))), make("td", {}, make("code", {}, g.part.op)), make("td", {}, g.part.kernel.pass),
-        num(g.times, g.times.toLocaleString("en")), make("td", {}, make("code", {}, g.part.shapes)), num(g.flops, g.flops ? si(g.flops, "FLOP") : "-"), num(g.vector, g.vector ? si(g.vector, "FLOP") : "-"),
-        ...used.map(([, i]) => num(g.roles[i], g.roles[i] ? si(g.roles[i], "B") : "-")), num(g.seconds, seconds(g.seconds)), make("td", {}, mostOf(g.by) || ""),
-        make("td", {}, make("span", { title: `${g.part.formula[1]} (${g.part.formula[2]})` }, make("code", {}, g.part.formula[0]))), make("td", {}, g.part.confidence)))));
+    const columns = [
+      ["module", g => make("td", {}, make("code", {}, pattern(g.part.module)))],
+      ["op", g => make("td", {}, make("code", {}, g.part.op))],
+      ["time", g => num(g.seconds, seconds(g.seconds))],
+      ["FLOPs", g => num(g.flops, g.flops ? si(g.flops, "FLOP") : "-")],
+      ["vector", g => num(g.vector, g.vector ? si(g.vector, "FLOP") : "-")],
+      ...used.map(([r, i]) => [`${r} bytes`, g => num(g.roles[i], g.roles[i] ? si(g.roles[i], "B") : "-")]),
+      ["times", g => num(g.times, g.times.toLocaleString("en"))],
+      ["kernel waits for", g => make("td", {}, mostOf(g.by) || "")],
+      ["counted by", g => make("td", {}, make("code", { title: `${g.part.formula[1]} (${g.part.formula[2]})` }, g.part.formula[0]))],
+      ["trust", g => make("td", {}, g.part.confidence)],
+      ["pass", g => make("td", {}, g.part.kernel.pass)],
+      ["shapes", g => make("td", {}, make("code", {}, g.part.shapes))],
+    ];
+    const table = make("table", {}, make("thead", {}, make("tr", {}, ...columns.map(([head]) => make("th", {}, head)))),
+      make("tbody", {}, ...rows.slice(0, most).map(g => make("tr", {}, ...columns.map(([, cell]) => cell(g))))));
     const formulas = new Map(rows.slice(0, most).map(g => [g.part.formula[0] + g.part.formula[2], g.part.formula]));
     detail.replaceChildren(
       make("p", {}, make("b", {}, title), ` in ${stepName(v.step)}: ${si(total.flops, "FLOP")}, ${si(total.bytes, "B")}, ${seconds(total.seconds)} (${percent(total.seconds / v.device)} of the kernels' time)`,
@@ -106,3 +114,6 @@ let behind = () => {};
   function num(raw, text) { return make("td", { class: "n", "data-v": raw }, text); }
   follow(() => { chosen = null; hint(); });
 })();
+
+// After the first paint: the report is there to be read, the explorer takes a moment.
+requestAnimationFrame(() => setTimeout(changed));
