@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..capture.records import FORWARD, Op, Trace
+from ..capture.records import FORWARD, Op, TensorRef, Trace
+from ..cost.roles import storage_roles
 from ..cost.work import ATTENTION
 from ..machine.shapes import attention_operands
 from ..predict import Step
@@ -86,32 +87,47 @@ def _attention(study: Study, step: Step) -> list[tuple[str, str]]:
     heads, size, value_size = query[1], query[3], value[3]
     sizes = f"{size}" if size == value_size else f"{size} for queries and keys, {value_size} values"
     found = [("attention heads", f"{plural(heads, 'query head')} of size {sizes}")]
-    per_token = study.inventory.kv_bytes_per_token
-    layers = sum(
-        kernel.launches
-        for kernel in step.ledger.kernels
-        if kernel.kind == ATTENTION and kernel.phase == FORWARD
-    )
-    if per_token and layers:
-        # Caches hold 16-bit elements, as traced.
-        elements = per_token / layers / 2
+    elements = _cached(study)
+    if elements:
         full = heads * (size + value_size)
         kind = _cache_kind(elements, full, heads)
-        found.append(
-            ("KV cache", f"{elements:,.0f} elements a token and layer of {full:,} ({kind})")
-        )
+        found.append(("KV cache of a layer", f"{elements:,} elements a token of {full:,} ({kind})"))
     return found
 
 
-def _cache_kind(elements: float, full: int, heads: int) -> str:
+def _cached(study: Study) -> int:
+    """Elements that the first layer with a cache keeps of a token; 0 if none shows it."""
+    step = next((s for s in steps_of(study) if s.workload.phase == "decode"), None)
+    if step is None:
+        return 0
+    trace = step.trace
+    roles = storage_roles(trace)
+    largest: dict[str, dict[int, TensorRef]] = {}  # by module and storage
+    for op in trace.ops:
+        for ref in op.inputs():
+            if roles[ref.storage] == "kv" and len(ref.shape) >= 3:
+                mine = largest.setdefault(trace.module_of(op), {})
+                if ref.storage not in mine or ref.numel > mine[ref.storage].numel:
+                    mine[ref.storage] = ref
+    for refs in largest.values():
+        # [B, S, D] or [B, H, S, D]: the longest of the middle is the length, unless a window or a
+        # short context makes it a number of heads.
+        lengths = [max(ref.shape[1:-1]) for ref in refs.values()]
+        if all(length >= step.workload.context for length in lengths):
+            pairs = zip(refs.values(), lengths, strict=True)
+            return sum(ref.numel // (ref.shape[0] * length) for ref, length in pairs)
+    return 0
+
+
+def _cache_kind(elements: int, full: int, heads: int) -> str:
     if elements >= full:
         return "a key and a value for every head"
-    groups = elements * heads / full
+    groups, rest = divmod(elements * heads, full)
+    if rest or heads % groups:
+        return "a compressed latent"
     if groups == 1:
-        return "one key and value for all heads"
-    if groups == int(groups) and heads % groups == 0:
-        return f"{groups:.0f} key-value heads, {heads / groups:.0f} queries share each"
-    return "a compressed latent, or layers of different kinds"
+        return "one key and value for all heads, or a latent of that size"
+    return f"{groups} key-value heads, {heads // groups} queries share each"
 
 
 def _positions(trace: Trace) -> str:

@@ -95,7 +95,7 @@ def _execution(study: Study) -> Section | None:
     return section_of(
         "Execution assumptions",
         Text("\n".join(f"* **{name}**: {texts[name]}" for name in names)),
-        Table(
+        table_of(
             "assumptions",
             "Every assumption that can be changed with `--assume`, and its value in this run.",
             (Column("name", "name", "code"), Column("value", "value", "code"),
@@ -250,7 +250,7 @@ def _bytes(study: Study) -> Section | None:
             "one that lives inside of a module (temporary). Routed experts read only those that "
             f"are hit, in number {code(_routing(study))}."
         ),
-        Table(
+        table_of(
             "bytes_by_role",
             "Bytes that a step moves, by role; the last column is the sum of the others.",
             (Column("phase", "phase"), Column("exec", "exec"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..advice import next_steps
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
 from ..facts import gather, steps_of
-from ..findings import Finding, conclusions, next_steps
+from ..findings import Finding, conclusions
 from ..palette import WAITS
 from ..summary import Study
 from .results import results_table
