@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..cost.conventions import distinct_experts
 from ..cost.dataflow import Dataflow
-from ..cost.work import ATTENTION, GROUPED_GEMM
+from ..cost.work import ATTENTION, GATHER, GROUPED_GEMM
 from ..predict import Step
 from .facts import main_precision
 
@@ -50,7 +50,7 @@ def batching(step: Step) -> Batching:
     batch = step.workload.batch
     trace = step.trace
     flow: Dataflow | None = None
-    weights = 0.0
+    weights = rows = 0.0
     attention_flops = attention_bytes = 0
     for kernel in step.ledger.kernels:
         if kernel.kind == ATTENTION:
@@ -65,11 +65,14 @@ def batching(step: Step) -> Batching:
                 if stack is not None and top_k:
                     law, experts = step.ledger.conventions.routing, stack.shape[0]
                     read *= experts / distinct_experts(law, experts, top_k, batch)
-            weights += read
+            if kernel.kind == GATHER:  # rows of a table, a few for each sequence
+                rows += read
+            else:
+                weights += read
     precision = main_precision(step)
     return Batching(
         step.cost.total_flops / batch,
-        (step.cost.total_bytes - step.cost.bytes_by_role["weights"]) / batch,
+        (step.cost.total_bytes - step.cost.bytes_by_role["weights"] + rows) / batch,
         weights,
         step.chip.ridge(precision),
         precision,

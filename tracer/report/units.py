@@ -53,6 +53,7 @@ UNITS: dict[str, Unit] = {
     "B/s": Unit("bytes a second", lambda v: f"{si(v)}B/s"),
     "tokens/s": Unit("tokens (or images, clips) a second", _rate),
     "%": Unit("per cent", lambda v: f"{v:.1f}"),
+    "signed %": Unit("per cent, signed", lambda v: f"{v:+.1f}"),
 }
 
 

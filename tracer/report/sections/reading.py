@@ -179,7 +179,7 @@ def _accuracy(study: Study) -> Section | None:
                 Column("constants", "constants"),
                 Column("rows", "rows", "size"),
                 Column("mape", "MAPE %", "%"),
-                Column("bias", "bias %", "%"),
+                Column("bias", "bias %", "signed %"),
                 Column("plain", "roofline %", "%"),
                 Column("single", "one efficiency %", "%"),
             ),
