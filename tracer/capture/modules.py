@@ -77,8 +77,9 @@ class ModuleStack:
             forward = inspect.unwrap(kind.forward)
             written = getattr(forward, "__code__", None)
             if written is not None:
-                path, file = forward.__module__.replace(".", "/"), PurePath(written.co_filename)
-                place = f"{path}.py" if PurePath(path).name == file.stem else file.name
+                package = (getattr(forward, "__module__", None) or "").replace(".", "/")
+                file = PurePath(written.co_filename)
+                place = f"{package}.py" if PurePath(package).name == file.stem else file.name
                 found[name] = f"{place}:{written.co_firstlineno}"
         return found
 
