@@ -114,9 +114,10 @@ def draw_kernels(figure: Any, times: Times) -> None:
 
 def kernel_roofline(times: Times, path: Path) -> None:
     """`draw_kernels` into a file."""
-    figure = empty((8, 5))
-    draw_kernels(figure, times)
-    figure.savefig(path, dpi=150)
+    with plain_style():
+        figure = empty((8, 5))
+        draw_kernels(figure, times)
+        figure.savefig(path, dpi=150)
 
 
 def finish(axes: Any, limits: tuple[float, float], title: str) -> None:
@@ -156,6 +157,13 @@ def legend(axes: Any) -> None:
             once.values(), once.keys(), fontsize=SMALL - 1, loc="outside lower center", ncols=2,
             frameon=False,
         )  # fmt: skip
+
+
+def plain_style(**settings: Any) -> Any:
+    """Defaults of matplotlib itself with `settings`, whatever the user's are; a context."""
+    from matplotlib import style
+
+    return style.context(["default", settings])
 
 
 def empty(size: tuple[float, float]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .blocks import Figure, Section, blocks_of
-from .figures import empty
+from .figures import empty, plain_style
 from .palette import GRID, INK
 
 _DPI = 130  # of the PNG
@@ -43,12 +43,10 @@ class Picture(NamedTuple):
 
 def draw_all(sections: Sequence[Section]) -> Iterator[Picture]:
     """Every figure of `sections`, one at a time, so that none but one is in memory."""
-    import matplotlib
-
     settings = {"svg.fonttype": "none", "svg.hashsalt": "tracer", "font.size": 9}
     for block in blocks_of(sections):
         if isinstance(block, Figure):
-            with matplotlib.rc_context(settings):
+            with plain_style(**settings):
                 figure = empty(block.size)
                 block.draw(figure)
                 figure.draw_without_rendering()  # lays it out, once for both files
