@@ -30,6 +30,8 @@ __all__ = [
     "override_composite",
     "recomputes",
     "storage_key",
+    "symbolic_mode",
+    "symbolic_size",
     "tree_any",
     "tree_leaves",
     "tree_map",
@@ -114,6 +116,24 @@ def fake_mode(**options: Any) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(**options)
+
+
+def symbolic_mode() -> tuple[Any, Any]:
+    """A FakeTensorMode with its ShapeEnv, for sizes that are symbols; meta tensors may join in."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    env = ShapeEnv(specialize_zero_one=False)
+    return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
+
+
+def symbolic_size(env: Any, name: str, sample: int) -> Any:
+    """A SymInt that may be any size, with `sample` for its value where a branch asks."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(name)
+    symbol = env.create_symbol(sample, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+    return env.create_symintnode(symbol, hint=sample, source=source)
 
 
 def fused_attention_allowed() -> bool:

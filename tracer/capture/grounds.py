@@ -18,6 +18,7 @@ META = "meta"  # shapes only
 VALUES = "values"  # meta, with the values of integer tensors that need no weights
 FAKE = "fake"  # FakeTensorMode
 REAL = "real"  # CPU tensors, at a reduced size
+SYMBOLIC = "symbolic"  # fake tensors of sizes with names; on its own, see `workload.record`
 GROUNDS = (META, VALUES, FAKE, REAL)
 
 REAL_BATCH, REAL_TOKENS = 1, 64  # the reduced size
@@ -35,7 +36,7 @@ class NotTried(Exception):
 
 def device_of(ground: str) -> str:
     """The device on which modules and inputs are made."""
-    return "meta" if ground in (META, VALUES) else "cpu"
+    return "meta" if ground in (META, VALUES, SYMBOLIC) else "cpu"
 
 
 @contextlib.contextmanager
@@ -77,23 +78,43 @@ def fake_twin(model: nn.Module) -> nn.Module:
     """
     with compat.outside_fake_mode():
         twin = copy.deepcopy(model)
-    made: dict[int, Tensor] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
-    for module in twin.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                kept.append(tensor)
-                if id(tensor) not in made:
-                    made[id(tensor)] = _fake(tensor)
-                table[name] = made[id(tensor)]
+    _swap(twin, "cpu")
     return twin
 
 
-def _fake(tensor: Tensor) -> Tensor:
-    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+@contextlib.contextmanager
+def fake_weights(model: nn.Module) -> Iterator[None]:
+    """A block in which the parameters and buffers of a meta module are those of the fake mode.
+
+    A fake mode takes meta tensors too, but gives each a twin with a storage of its own, and views
+    of a weight would not be known as the weight any more.
+    """
+    before = _swap(model, "meta")
+    try:
+        yield
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor
+
+
+def _swap(model: nn.Module, device: str) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Give every parameter and buffer a fake twin; returns what stood where."""
+    made: dict[int, Tensor] = {}
+    before: list[tuple[dict[str, Any], str, Tensor]] = []  # also: no address is used twice
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None:
+                    before.append((table, name, tensor))
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake(tensor, device)
+                    table[name] = made[id(tensor)]
+    return before
+
+
+def _fake(tensor: Tensor, device: str) -> Tensor:
+    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data

@@ -17,11 +17,11 @@ from . import formulas
 from .conventions import Conventions
 from .dataflow import Dataflow
 from .formulas.pointwise import lookup
-from .fusion import Node, fuse
+from .fusion import FUSIBLE, Node, fuse
 from .registry import Env, Formula, Registry, registry
 from .roles import storage_roles
 from .traffic import Traffic, is_view, traffic
-from .work import FREE, UNKNOWN, UNMODELLED, Cost, Work
+from .work import FREE, REDUCTION, UNKNOWN, UNMODELLED, Cost, Work
 
 assert formulas  # imported for its registrations
 
@@ -201,7 +201,9 @@ def _check(work: Work, name: str, op: Op, formula: Formula) -> None:
 def _node(op: Op, work: Work, formula: Formula | None) -> Node | None:
     if work.kind == FREE or is_view(op):
         return None
-    loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
+    loop: tuple[int, ...] = ()
+    if work.kind in FUSIBLE or work.kind == REDUCTION:
+        loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
     return Node(work.kind, op.phase, loop, traffic(op, work, formula))
 
 

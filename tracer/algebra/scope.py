@@ -1,0 +1,161 @@
+"""The symbols of one trace, what is known of them, and the guards that its formulas rest on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .expression import ONE, Call, Expr, Number, times, value_at
+
+LOWEST = 2  # sizes 0 and 1 take other paths (broadcast, empty), so symbols start above them
+
+# What is proven of an expression, for all sizes in range.
+POSITIVE, NOT_NEGATIVE, ZERO, NOT_POSITIVE, NEGATIVE = 2, 1, 0, -1, -2
+
+
+class Symbol(NamedTuple):
+    """A size with a name: `sample` is its value in the traced run, `low` the least allowed."""
+
+    name: str
+    sample: int
+    low: int = LOWEST
+
+
+class Guard(NamedTuple):
+    """A condition under which the formulas hold: `kind` of `expr` and, for divisors, `by`.
+
+    Kinds: "> 0", "<= 0", "divides" and "does not divide" (`by` divides `expr`).
+    """
+
+    expr: Any
+    kind: str
+    by: Any = 0
+
+    def holds(self, point: Mapping[str, Number]) -> bool:
+        """Whether it is met at `point`."""
+        value = value_at(self.expr, point)
+        if self.kind in (">", "<="):
+            return (value > 0) == (self.kind == ">")
+        return (value % value_at(self.by, point) == 0) == (self.kind == "divides")
+
+    def __str__(self) -> str:
+        from .text import inequality
+
+        if self.kind in (">", "<="):
+            return inequality(self.expr, self.kind)
+        return f"{self.by} {self.kind} {self.expr}"
+
+
+class Scope:
+    """Symbols by name, and the guards that comparisons left."""
+
+    def __init__(self) -> None:
+        self.symbols: dict[str, Symbol] = {}
+        self.guards: dict[Guard, None] = {}
+        self._proven: dict[Expr, int | None] = {}
+
+    def symbol(self, name: str, sample: int, low: int = LOWEST) -> Expr:
+        """A new symbol, or the one of this name."""
+        self.symbols.setdefault(name, Symbol(name, sample, low))
+        return Expr(self, {((name, 1),): 1})
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """The value of every symbol in the traced run."""
+        return {name: symbol.sample for name, symbol in self.symbols.items()}
+
+    def violated(self, point: Mapping[str, Number]) -> list[str]:
+        """What `point` breaks, a text each: the range of a symbol, or a guard."""
+        found = [f"{s.name} >= {s.low}" for s in self.symbols.values() if point[s.name] < s.low]
+        return found + [str(guard) for guard in self.guards if not guard.holds(point)]
+
+    def conditions(self) -> list[str]:
+        """The range in which the formulas hold, a text a condition."""
+        ranges = [f"{s.name} >= {s.low}" for s in self.symbols.values()]
+        return ranges + [str(guard) for guard in self.guards]
+
+    def positive(self, value: Any) -> bool:
+        """Whether `value` > 0: proven, else as in the traced run, which is noted as a guard."""
+        proven = self.proven(value)
+        if proven is not None and proven != NOT_NEGATIVE:
+            return proven == POSITIVE
+        answer = bool(value.sample > 0)
+        self.guards[Guard(value, ">" if answer else "<=")] = None
+        return answer
+
+    def divides(self, part: Any, whole: Any) -> bool:
+        """Whether `part` divides `whole` in the traced run, which is noted as a guard."""
+        answer = value_at(whole, self.samples) % value_at(part, self.samples) == 0
+        self.guards[Guard(whole, "divides" if answer else "does not divide", part)] = None
+        return bool(answer)
+
+    def proven(self, value: Any) -> int | None:
+        """What holds of the sign of `value` for all sizes in range; None if nothing is known."""
+        if not isinstance(value, Expr):
+            return POSITIVE if value > 0 else NEGATIVE if value < 0 else ZERO
+        if value not in self._proven:
+            self._proven[value] = self._prove(value)
+        return self._proven[value]
+
+    def _prove(self, value: Expr) -> int | None:
+        if not all(self._not_negative(atom) for m in value.terms for atom, _ in m):
+            return None
+        shifted = self._shifted(value)
+        if all(c >= 0 for c in shifted.values()):
+            return POSITIVE if shifted.get(ONE, 0) > 0 else NOT_NEGATIVE
+        if all(c <= 0 for c in shifted.values()):
+            return NEGATIVE if shifted.get(ONE, 0) < 0 else NOT_POSITIVE
+        return None
+
+    def _not_negative(self, atom: Any) -> bool:
+        if isinstance(atom, str):
+            return True
+        signs = [self.proven(arg) for arg in atom.args]
+        if atom.name == "max":
+            return any(sign is not None and sign >= 0 for sign in signs)
+        return all(sign is not None and sign >= 0 for sign in signs)
+
+    def _shifted(self, value: Expr) -> Mapping[Any, Number]:
+        """Coefficients in x' = x - low, all x' >= 0: their signs alone decide a sign.
+
+        What is divided by keeps its place as a factor, which is not negative.
+        """
+        found: dict[Any, Number] = {}
+        for monomial, coefficient in value.terms.items():
+            choices = []
+            for atom, power in monomial:
+                low = self.symbols[atom].low if isinstance(atom, str) else self._least(atom)
+                if power < 0 or not low:
+                    choices.append([(((atom, power),), 1)])
+                else:  # (low + x')^n = sum over i of C(n, i) low^(n-i) x'^i
+                    choices.append(
+                        [
+                            (((atom, i),) if i else ONE, math.comb(power, i) * low ** (power - i))
+                            for i in range(power + 1)
+                        ]
+                    )
+            for chosen in itertools.product(*choices):
+                key, factor = ONE, coefficient
+                for part, weight in chosen:
+                    key, factor = times(key, part), factor * weight
+                found[key] = found.get(key, 0) + factor
+        return found
+
+    def _least(self, atom: Call) -> int:
+        """A whole number that the atom is never below: all but two grow with all arguments."""
+        if atom.name in ("mod", "floor_div") or not all(map(self._grows, atom.args)):
+            return 0
+        lows = {name: symbol.low for name, symbol in self.symbols.items()}
+        return math.floor(value_at(Expr(self, {((atom, 1),): 1}), lows))
+
+    def _grows(self, value: Any) -> bool:
+        """Whether an argument is surely no larger anywhere below where it is at its lowest sizes."""
+        if not isinstance(value, Expr):
+            return True
+        return all(
+            c > 0 and n > 0 and (isinstance(a, str) or all(map(self._grows, a.args)))
+            for m, c in value.terms.items()
+            for a, n in m
+        )

@@ -1,0 +1,157 @@
+"""Sizes with names: a run on fake tensors whose batch, sequence or context are symbols.
+
+Torch's `ShapeEnv` carries the symbols through every op; what the records keep are `algebra.Expr`
+under the caller's names. A branch of the model that depends on a size is taken as it goes at the
+sizes of the workload, and becomes a guard: the range in which the formulas hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..algebra import Expr, Guard, Scope, ceil_div
+from ..algebra.functions import least, most
+from ..algebra.scope import POSITIVE
+from ..errors import UserError
+from . import compat
+
+
+class NotSymbolic(UserError):
+    """The model has no closed form: a size was frozen, or an op takes no symbols."""
+
+
+class Sizes:
+    """The symbols of one run, in torch's algebra and in ours."""
+
+    def __init__(self, samples: Mapping[str, int]) -> None:
+        self.scope = Scope()
+        self.mode, self._env = compat.symbolic_mode()
+        self.values: dict[str, Any] = {}  # by name, what to build inputs with
+        self._ours: dict[Any, Any] = {}  # torch's expression -> ours
+        for name, value in samples.items():
+            self.values[name] = compat.symbolic_size(self._env, name, value)
+            self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
+
+    def resolve(self, size: Any) -> Any:
+        """A size as ours: an int stays, a symbolic one becomes an `Expr` or the int that it is.
+
+        Raises:
+            NotSymbolic: it is made of something that is no function of the symbols.
+        """
+        return self._convert(size.node.expr) if type(size) is torch.SymInt else size
+
+    def note_guards(self) -> None:
+        """Take over the guards that the model's own branches left.
+
+        Raises:
+            NotSymbolic: the model only runs for one value of a symbol.
+        """
+        for name, size in self.values.items():
+            value = self._convert(size.node.expr)
+            if not isinstance(value, Expr):
+                raise NotSymbolic(f"the model fixes {name} = {value}{self._frozen_by()}")
+        for guard in self._env.guards:
+            self._note(guard.expr)
+
+    def _frozen_by(self) -> str:
+        for guard in self._env.guards:
+            if type(guard.expr).__name__ == "Equality":
+                frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
+                return f" ({frame})" if frame else ""
+        return ""
+
+    def _note(self, relation: Any) -> None:
+        import sympy
+
+        if not isinstance(relation, sympy.core.relational.Relational):
+            return
+        left, right = relation.args
+        kind = type(relation).__name__
+        if kind == "Unequality" and {left, right} & {sympy.Integer(0), sympy.Integer(1)}:
+            mod = next((a for a in (left, right) if type(a).__name__ in ("Mod", "PythonMod")), None)
+            if mod is not None:
+                whole, part = (self._convert(a) for a in mod.args)
+                if self.scope.proven(whole % part) != POSITIVE:
+                    self.scope.guards[Guard(whole, "does not divide", part)] = None
+            return  # sizes of 0 and 1 are out of range anyway
+        difference = self._convert(left - right)
+        if kind == "Equality":
+            mod = next((a for a in (left, right) if type(a).__name__ in ("Mod", "PythonMod")), None)
+            if mod is None:
+                raise NotSymbolic(f"the model asks for {left} = {right}")
+            whole, part = (self._convert(a) for a in mod.args)
+            self.scope.guards[Guard(whole, "divides", part)] = None
+            return
+        if kind == "Unequality":
+            return  # two sizes that are not the same expression are taken as different
+        strict = {"StrictGreaterThan": (1, 0), "GreaterThan": (1, 1),
+                  "StrictLessThan": (-1, 0), "LessThan": (-1, 1)}[kind]  # fmt: skip
+        value = strict[0] * difference + strict[1]
+        proven = self.scope.proven(value)
+        if proven != POSITIVE:
+            self.scope.guards[Guard(value, ">")] = None
+
+    def _convert(self, expr: Any) -> Any:
+        found = self._ours.get(expr)
+        if found is None:
+            found = self._ours[expr] = self._build(expr)
+        return found
+
+    def _build(self, expr: Any) -> Any:
+        kind = type(expr).__name__
+        if expr.is_Integer:
+            return int(expr)
+        if kind in ("Float", "Rational", "Half"):
+            return float(expr)
+        if expr.is_Symbol:
+            raise NotSymbolic(f"a size that depends on data ({expr})")
+        args = [self._convert(arg) for arg in expr.args]
+        build = _BUILD.get(kind)
+        if build is None:
+            raise NotSymbolic(f"a size of the unknown form {expr}")
+        return build(args)
+
+
+def _product(args: list[Any]) -> Any:
+    result = args[0]
+    for arg in args[1:]:
+        result = result * arg
+    return result
+
+
+_BUILD: dict[str, Any] = {
+    "Add": sum,
+    "Mul": _product,
+    "Pow": lambda a: a[0] ** a[1],
+    "PowByNatural": lambda a: a[0] ** a[1],
+    "FloorDiv": lambda a: a[0] // a[1],
+    "CleanDiv": lambda a: a[0] // a[1],
+    "CeilDiv": lambda a: ceil_div(a[0], a[1]),
+    "Mod": lambda a: a[0] % a[1],
+    "PythonMod": lambda a: a[0] % a[1],
+    "Max": most,
+    "Min": least,
+    "ToFloat": lambda a: a[0],
+    "TruncToInt": lambda a: a[0] // 1,
+    "FloorToInt": lambda a: a[0] // 1,
+    "CeilToInt": lambda a: ceil_div(a[0], 1),
+    "IntTrueDiv": lambda a: a[0] / a[1],
+    "FloatTrueDiv": lambda a: a[0] / a[1],
+}
+
+
+@contextlib.contextmanager
+def symbolic_sizes(samples: Mapping[str, int]) -> Iterator[Sizes]:
+    """A block on fake tensors; `.values` are the symbols to build inputs of.
+
+    Raises:
+        NotSymbolic: at the end, if a size was frozen at one value.
+    """
+    sizes = Sizes(samples)
+    with sizes.mode:
+        yield sizes
+    sizes.note_guards()
