@@ -343,9 +343,10 @@ def divided(whole: Any, part: Any) -> tuple[Any, Any]:
             share = term // part
         quotient = quotient + (share if share is not None else 0)
     rest = whole - quotient * part
-    proven = whole.scope.proven
-    if (proven(rest) or 0) >= 0 and proven(rest) is not None and proven(part - rest) == 2:
-        return quotient, rest
+    for candidate, left in ((quotient, rest), (quotient - 1, rest + part)):
+        sign = whole.scope.proven(left)
+        if sign is not None and sign >= 0 and whole.scope.proven(part - left) == 2:
+            return candidate, left
     return call("floor_div", whole, part), call("mod", whole, part)
 
 

@@ -103,5 +103,7 @@ def divides(part: Any, whole: Any) -> bool:
     if isinstance(whole, Expr):
         if whole.exact_quotient(part) is not None:
             return True
+        if not isinstance(whole / part, Expr):  # of one shape, but no whole multiple
+            return False
         return whole.scope.divides(part, whole)
-    return part.scope.divides(part, whole)
+    return bool(whole == 0) or part.scope.divides(part, whole)

@@ -26,7 +26,8 @@ class Symbol(NamedTuple):
 class Guard(NamedTuple):
     """A condition under which the formulas hold: `kind` of `expr` and, for divisors, `by`.
 
-    Kinds: "> 0", "<= 0", "divides" and "does not divide" (`by` divides `expr`).
+    Kinds: ">", "<=" and "=" compare `expr` with 0; "divides" and "does not divide" say of `by`
+    what it does to `expr`.
     """
 
     expr: Any
@@ -36,6 +37,8 @@ class Guard(NamedTuple):
     def holds(self, point: Mapping[str, Number]) -> bool:
         """Whether it is met at `point`."""
         value = value_at(self.expr, point)
+        if self.kind == "=":
+            return value == 0
         if self.kind in (">", "<="):
             return (value > 0) == (self.kind == ">")
         return (value % value_at(self.by, point) == 0) == (self.kind == "divides")
@@ -43,7 +46,7 @@ class Guard(NamedTuple):
     def __str__(self) -> str:
         from .text import inequality
 
-        if self.kind in (">", "<="):
+        if self.kind in (">", "<=", "="):
             return inequality(self.expr, self.kind)
         return f"{self.by} {self.kind} {self.expr}"
 

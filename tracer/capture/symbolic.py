@@ -82,7 +82,8 @@ class Sizes:
         if kind == "Equality":
             mod = next((a for a in (left, right) if type(a).__name__ in ("Mod", "PythonMod")), None)
             if mod is None:
-                raise NotSymbolic(f"the model asks for {left} = {right}")
+                self.scope.guards[Guard(difference, "=")] = None
+                return
             whole, part = (self._convert(a) for a in mod.args)
             self.scope.guards[Guard(whole, "divides", part)] = None
             return

@@ -444,5 +444,6 @@ def _tokens(inputs: dict[str, Any]) -> int:
     """Tokens of a sequence: those of the decoder, of the text, or 1 for an image or a clip."""
     for name in ("decoder_input_ids", "input_ids"):
         if isinstance(inputs.get(name), Tensor):
-            return int(inputs[name].shape[1])
+            tokens: int = inputs[name].shape[1]
+            return tokens
     return 1
