@@ -24,7 +24,7 @@ from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
-from .symbolic import Sizes
+from .symbolic import Sizes, without_whole_slices
 
 
 class Capture:
@@ -67,6 +67,8 @@ class Capture:
         self._attention = attention
         self._stack = ModuleStack(model)
         self._recorder = Recorder(self._stack)
+        if sizes is not None:
+            self._recorder.simplify = without_whole_slices
         self._context = contextlib.ExitStack()
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()

@@ -47,6 +47,7 @@ class Recorder(compat.TorchDispatchMode):
         self.tensors = TensorTable()
         self.optimizers = 0  # optimizer steps that are open
         self.paused = False
+        self.simplify: Callable[[Any, Any], tuple[Any, Any]] | None = None
         self.pointwise: set[str] = set()
         self._notes: list[tuple[Any, ...]] = []
         self._stack = stack
@@ -75,6 +76,9 @@ class Recorder(compat.TorchDispatchMode):
                 if func is _SDPA:
                     return sdpa(*args, **(kwargs or {}))
                 return compat.decompose(func, args, kwargs or {})
+        if self.simplify is not None:
+            func, args = self.simplify(func, args)
+            schema = self._schemas.setdefault(func, _read_schema(func))
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
         seen = tuple([self._describe(value) for value in args])
         named = (

@@ -156,3 +156,22 @@ def symbolic_sizes(samples: Mapping[str, int]) -> Iterator[Sizes]:
     with sizes.mode:
         yield sizes
     sizes.note_guards()
+
+
+def without_whole_slices(func: Any, args: Any) -> tuple[Any, Any]:
+    """The derivative of `x[:, 0:]`, which is no slice for a number and one for a symbol.
+
+    Torch leaves a slice over all of a dimension out where it knows the size; with a symbol it takes
+    the slice, and its backward fills a tensor that nothing is missing in. It becomes an alias.
+    """
+    if func is torch.ops.aten.slice_backward.default:
+        gradient, sizes = args[0], args[1]
+        if len(gradient.shape) == len(sizes) and all(
+            a is b or _one(a) == _one(b) for a, b in zip(gradient.shape, sizes, strict=True)
+        ):
+            return torch.ops.aten.alias.default, (gradient,)
+    return func, args
+
+
+def _one(size: Any) -> Any:
+    return size.node.expr if type(size) is torch.SymInt else size

@@ -240,7 +240,9 @@ class HuggingFaceProgram:
         cache = caches.in_place_cache(self.config, context, 0) if self._in_place(model) else None
         ours = cache is not None
         need = caches.needs_warming(cache) if ours else "full"
-        before = {"": 0, "short": min(_WARM_TOKENS, context - 1), "full": context - 1}[need]
+        before = 0 if not need else context - 1
+        if need == "short":
+            before = min(_WARM_TOKENS, before)
         notes = []
         if before:
             inputs = self._text(model, batch, before, device) | {"use_cache": True}
