@@ -56,7 +56,7 @@ def main() -> int:
 
 def trace_family(row: Row) -> None:
     """Every phase with symbols; `row.notes` gets guards, and why a phase is only concrete."""
-    from tracer.capture.workload import Workload, record, record_symbolic
+    from tracer.capture.workload import record, record_symbolic
     from tracer.errors import UserError
 
     program = build(row)

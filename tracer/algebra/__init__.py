@@ -7,7 +7,7 @@ the sizes that were traced, and noted as a guard of the formulas (`Scope.guards`
 """
 
 from .expression import Call, Expr, Number, Value
-from .functions import ceil_div, divides, distinct, least, most, sample
+from .functions import ceil_div, distinct, divides, least, most, sample
 from .numeric import Evaluator
 from .scope import Guard, Scope, Symbol
 
@@ -21,8 +21,8 @@ __all__ = [
     "Symbol",
     "Value",
     "ceil_div",
-    "divides",
     "distinct",
+    "divides",
     "least",
     "most",
     "sample",

@@ -137,11 +137,10 @@ class Expr:
             return Expr(self.scope, {m: _ratio(c, other) for m, c in self.terms.items()})
         if type(other) is not Expr:
             return NotImplemented
-        exact = self.exact_quotient(other)
-        return exact if exact is not None else self * _inverse(other)
+        return _quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return other * _inverse(self) if isinstance(other, _NUMBERS) else NotImplemented
+        return _quotient(other, self) if isinstance(other, _NUMBERS) else NotImplemented
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return divided(self, other)
@@ -170,8 +169,7 @@ class Expr:
         return call("power", base, self)
 
     def __round__(self, digits: int | None = None) -> Any:
-        whole = all(type(c) is int for c in self.terms.values())
-        return self if whole and not self._calls() else call("round", self)
+        return self if self.is_whole else call("round", self)
 
     def bit_length(self) -> Any:
         """As of an int: digits of its binary form."""
@@ -295,6 +293,23 @@ class Expr:
                         found.update(arg.symbols() if isinstance(arg, Expr) else ())
         return sorted(found)
 
+    @property
+    def denominator(self) -> int:
+        """What makes all coefficients whole, as of a Fraction."""
+        return math.lcm(*(c.denominator for c in self.terms.values() if isinstance(c, Fraction)))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is surely an integer: whole coefficients, nothing divided."""
+        return all(type(c) is int for c in self.terms.values()) and not self._divides()
+
+    def _divides(self) -> bool:
+        return any(
+            n < 0 or (isinstance(a, Call) and a.name in ("ratio", "distinct", "power"))
+            for m in self.terms
+            for a, n in m
+        )
+
     def _calls(self) -> bool:
         return any(not isinstance(a, str) or n < 0 for m in self.terms for a, n in m)
 
@@ -332,6 +347,10 @@ def divided(whole: Any, part: Any) -> tuple[Any, Any]:
     exact = whole.exact_quotient(part)
     if exact is not None:
         return exact, 0
+    scale = whole.denominator
+    if scale > 1:  # floor(S/32) as S // 32
+        quotient = divided(whole * scale, part * scale)[0]
+        return quotient, whole - quotient * part
     quotient: Any = 0
     for monomial, coefficient in whole.terms.items():
         term = make(whole.scope, {monomial: coefficient})
@@ -370,11 +389,16 @@ def value_at(value: Value, point: Mapping[str, Number]) -> Number:
     return value.at(point) if isinstance(value, Expr) else value
 
 
-def _inverse(value: Expr) -> Expr:
-    if len(value.terms) == 1:
-        ((monomial, coefficient),) = value.terms.items()
-        return Expr(value.scope, {tuple((a, -n) for a, n in monomial): _ratio(1, coefficient)})
-    return Expr(value.scope, {((Call("sum", (value,)), -1),): 1})
+def _quotient(whole: Any, part: Expr) -> Any:
+    """A polynomial where it is one; by one term, its power is negative; else a ratio of the two."""
+    exact = whole.exact_quotient(part) if isinstance(whole, Expr) else None
+    if exact is not None:
+        return exact
+    if len(part.terms) > 1:
+        return call("ratio", whole, part) if whole else 0
+    ((monomial, coefficient),) = part.terms.items()
+    inverse = {tuple((a, -n) for a, n in monomial): _ratio(1, coefficient)}
+    return whole * Expr(part.scope, inverse)
 
 
 def _ratio(a: Number, b: Number) -> Number:

@@ -26,7 +26,7 @@ RULES: dict[str, Rule] = {
     "round": Rule(round, lambda np, a: np.rint(a)),
     "min": Rule(min, lambda np, *a: np.minimum.reduce(np.broadcast_arrays(*a))),
     "max": Rule(max, lambda np, *a: np.maximum.reduce(np.broadcast_arrays(*a))),
-    "sum": Rule(lambda a: a, lambda np, a: a),  # a polynomial as one atom, to divide by it
+    "ratio": Rule(lambda a, b: a / b, lambda np, a, b: a / b),
     "bit_length": Rule(lambda a: a.bit_length(), lambda np, a: np.floor(np.log2(a)) + 1),
     "distinct": Rule(_distinct, lambda np, e, k, t: _distinct(e, k, t)),
 }
@@ -83,6 +83,8 @@ def _extreme(name: str, values: list[Any], way: int) -> Any:
 
 def ceil_div(value: Any, by: Any) -> Any:
     """The quotient, rounded up."""
+    if type(by) is int and isinstance(value, Expr) and value.is_whole:
+        return (value + (by - 1)) // by
     return -(-value // by)
 
 

@@ -52,9 +52,9 @@ class Evaluator:
         for call, args in self._calls:
             values[call] = _apply(call, [_value(arg, points) for arg in args])
         table = np.ones((len(self.monomials), *shape))
-        for row, monomial in zip(table, self.monomials, strict=True):
+        for row, monomial in enumerate(self.monomials):
             for atom, power in monomial:
-                row *= values[atom] if power == 1 else values[atom] ** power
+                table[row] *= values[atom] if power == 1 else values[atom] ** power
         return np.asarray(self._matrix @ table)
 
 

@@ -147,14 +147,15 @@ class Scope:
         return found
 
     def _least(self, atom: Call) -> int:
-        """A whole number that the atom is never below: all but two grow with all arguments."""
-        if atom.name in ("mod", "floor_div") or not all(map(self._grows, atom.args)):
+        """A whole number that the atom is never below: most grow with all arguments."""
+        divides = atom.name in ("floor_div", "ratio") and isinstance(atom.args[1], Expr)
+        if atom.name == "mod" or divides or not all(map(self._grows, atom.args)):
             return 0
         lows = {name: symbol.low for name, symbol in self.symbols.items()}
         return math.floor(value_at(Expr(self, {((atom, 1),): 1}), lows))
 
     def _grows(self, value: Any) -> bool:
-        """Whether an argument is surely no larger anywhere below where it is at its lowest sizes."""
+        """Whether an argument is smallest where its sizes are."""
         if not isinstance(value, Expr):
             return True
         return all(

@@ -6,6 +6,7 @@ caller names: 22020096·B·S of a projection from 7168 to 1536 is 2·7168·1536�
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from fractions import Fraction
@@ -57,20 +58,24 @@ def _product(coefficient: Number, monomial: Monomial, sizes: tuple[int, ...]) ->
     factors = [] if coefficient == 1 and monomial else _split(coefficient, sizes)
     for atom, power in monomial:
         name = str(atom)
-        if isinstance(atom, Call) and atom.name == "sum":
-            name = f"({atom.args[0]})"
+        if isinstance(atom, Call) and atom.name == "ratio":
+            name = f"({atom.args[0]})/({atom.args[1]})"
         factors.append(name + (str(power).translate(_RAISED) if power != 1 else ""))
-    # The number 2 of a multiply-add, symbols, then sizes: 2·B·S·7168·1536.
-    small = [f for f in factors if f.isdigit() and int(f) <= _SMALL]
-    large = [f for f in factors if f.isdigit() and int(f) > _SMALL]
+    # The number of a multiply-add, symbols, then sizes: 2·B·S·7168·1536.
+    front = [f for f in factors if f.isdigit() and int(f) not in sizes]
+    known = [f for f in factors if f.isdigit() and int(f) in sizes]
     rest = [f for f in factors if not f.isdigit()]
-    return "·".join([*small, *rest, *large])
+    return "·".join([*front, *rest, *known])
 
 
 def _split(coefficient: Number, sizes: tuple[int, ...]) -> list[str]:
     """A coefficient as factors out of `sizes`, where little but those is left."""
     if type(coefficient) is not int:
         return [_number(coefficient)]
+    for count in (2, 3, 1, 4):  # a product of sizes, each multiply-add 2 FLOPs
+        for chosen in itertools.combinations_with_replacement(sizes, count):
+            if math.prod(chosen) * 2 == coefficient:
+                return ["2", *map(str, chosen)]
     found: list[int] = []
     rest = coefficient
     for size in sizes:

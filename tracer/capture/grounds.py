@@ -84,12 +84,12 @@ def fake_twin(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def fake_weights(model: nn.Module) -> Iterator[None]:
-    """A block in which the parameters and buffers of a meta module are those of the fake mode.
+    """A block in which the parameters and buffers of a module are fakes on their own device.
 
     A fake mode takes meta tensors too, but gives each a twin with a storage of its own, and views
     of a weight would not be known as the weight any more.
     """
-    before = _swap(model, "meta")
+    before = _swap(model, None)
     try:
         yield
     finally:
@@ -97,7 +97,7 @@ def fake_weights(model: nn.Module) -> Iterator[None]:
             table[name] = tensor
 
 
-def _swap(model: nn.Module, device: str) -> list[tuple[dict[str, Any], str, Tensor]]:
+def _swap(model: nn.Module, device: str | None) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Give every parameter and buffer a fake twin; returns what stood where."""
     made: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Any], str, Tensor]] = []  # also: no address is used twice
@@ -108,12 +108,12 @@ def _swap(model: nn.Module, device: str) -> list[tuple[dict[str, Any], str, Tens
                 if tensor is not None:
                     before.append((table, name, tensor))
                     if id(tensor) not in made:
-                        made[id(tensor)] = _fake(tensor, device)
+                        made[id(tensor)] = _fake(tensor, device or tensor.device)
                     table[name] = made[id(tensor)]
     return before
 
 
-def _fake(tensor: Tensor, device: str) -> Tensor:
+def _fake(tensor: Tensor, device: str | torch.device) -> Tensor:
     data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)

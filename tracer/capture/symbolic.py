@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..algebra import Expr, Guard, Scope, ceil_div
 from ..algebra.functions import least, most
-from ..algebra.scope import POSITIVE
+from ..algebra.scope import LOWEST, POSITIVE
 from ..errors import UserError
 from . import compat
+from .grounds import fake_weights
 
 
 class NotSymbolic(UserError):
@@ -28,13 +30,29 @@ class Sizes:
     """The symbols of one run, in torch's algebra and in ours."""
 
     def __init__(self, samples: Mapping[str, int]) -> None:
+        for name, value in samples.items():
+            if not isinstance(value, int) or value < LOWEST:
+                raise UserError(
+                    f"symbol {name}={value!r}: give a whole number of at least {LOWEST}"
+                )
         self.scope = Scope()
-        self.mode, self._env = compat.symbolic_mode()
+        self._mode, self._env = compat.symbolic_mode()
         self.values: dict[str, Any] = {}  # by name, what to build inputs with
         self._ours: dict[Any, Any] = {}  # torch's expression -> ours
         for name, value in samples.items():
             self.values[name] = compat.symbolic_size(self._env, name, value)
             self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
+
+    @contextlib.contextmanager
+    def run(self, model: nn.Module | None) -> Iterator[None]:
+        """A block on fake tensors, the weights of `model` among them.
+
+        Raises:
+            NotSymbolic: at the end, if a size was frozen at one value.
+        """
+        with self._mode, fake_weights(model) if model is not None else contextlib.nullcontext():
+            yield
+        self._note_guards()
 
     def resolve(self, size: Any) -> Any:
         """A size as ours: an int stays, a symbolic one becomes an `Expr` or the int that it is.
@@ -44,7 +62,7 @@ class Sizes:
         """
         return self._convert(size.node.expr) if type(size) is torch.SymInt else size
 
-    def note_guards(self) -> None:
+    def _note_guards(self) -> None:
         """Take over the guards that the model's own branches left.
 
         Raises:
@@ -139,23 +157,16 @@ _BUILD: dict[str, Any] = {
     "ToFloat": lambda a: a[0],
     "TruncToInt": lambda a: a[0] // 1,
     "FloorToInt": lambda a: a[0] // 1,
-    "CeilToInt": lambda a: ceil_div(a[0], 1),
+    "CeilToInt": lambda a: _ceiling(a[0]),
     "IntTrueDiv": lambda a: a[0] / a[1],
     "FloatTrueDiv": lambda a: a[0] / a[1],
 }
 
 
-@contextlib.contextmanager
-def symbolic_sizes(samples: Mapping[str, int]) -> Iterator[Sizes]:
-    """A block on fake tensors; `.values` are the symbols to build inputs of.
-
-    Raises:
-        NotSymbolic: at the end, if a size was frozen at one value.
-    """
-    sizes = Sizes(samples)
-    with sizes.mode:
-        yield sizes
-    sizes.note_guards()
+def _ceiling(value: Any) -> Any:
+    """S / 32 rounded up, as (S + 31) // 32."""
+    scale = value.denominator if isinstance(value, Expr) else 1
+    return ceil_div(value * scale, scale) if scale > 1 else ceil_div(value, 1)
 
 
 def without_whole_slices(func: Any, args: Any) -> tuple[Any, Any]:

@@ -18,11 +18,11 @@ from torch import nn
 from ..errors import UserError
 from .adamw import MasterAdamW
 from .capture import Capture
-from .grounds import META, SYMBOLIC, VALUES, NotTried, fake_weights, asks_for_data, on
+from .grounds import META, SYMBOLIC, VALUES, NotTried, asks_for_data, on
 from .modules import OUTSIDE
 from .program import DECODE, INFERENCE, PREFILL, TRAINING, WORKLOADS, Program, Run
 from .records import FORWARD, Trace
-from .symbolic import NotSymbolic, Sizes, symbolic_sizes
+from .symbolic import NotSymbolic, Sizes
 
 OPTIMIZERS = ("adamw", "none")
 _LOOP = 48  # times that one op runs in one call of one module, at least, to be taken for a loop
@@ -114,15 +114,15 @@ def record_symbolic(
     names = _SYMBOLS[workload.phase]
     sizes = {n: getattr(workload, field) for n, field in names.items()}
     try:
-        with symbolic_sizes({n: size for n, size in sizes.items() if size > 1}) as symbols:
-            symbolic = _Sizes(
-                **{f: symbols.values.get(n, sizes[n]) for n, f in names.items()},
-                **{f: getattr(workload, f) for f in _FIELDS - set(names.values())},
+        symbols = Sizes({n: size for n, size in sizes.items() if size > 1})
+        symbolic = _Sizes(
+            **{f: symbols.values.get(n, sizes[n]) for n, f in names.items()},
+            **{f: getattr(workload, f) for f in _FIELDS - set(names.values())},
+        )
+        with symbols.run(program.module(workload.phase, SYMBOLIC)):
+            trace, run = _record(
+                program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
             )
-            with fake_weights(program.module(workload.phase, SYMBOLIC)):
-                trace, run = _record(
-                    program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
-                )
     except UserError:
         raise
     except Exception as error:
@@ -201,7 +201,9 @@ def _record(
 ) -> tuple[Trace, Run]:
     model = program.module(work.phase, ground)
     run = program.prepare(work.phase, ground, *(at or (work.batch, work.seq, work.context)))
-    options = {"attention": attention, "fold": program.layers if fold else 0, "sizes": sizes}
+    options: dict[str, Any] = {
+        "attention": attention, "fold": program.layers if fold else 0, "sizes": sizes,
+    }  # fmt: skip
     if work.phase == TRAINING:
         return _training(model, run, work.optimizer, options), run
     with torch.no_grad(), Capture(model.eval(), **options) as capture:

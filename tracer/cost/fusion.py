@@ -268,7 +268,8 @@ def _left_to_read(
         return moved.nbytes
     if any(covers(held, region) for held in registers):
         return 0
-    return most((moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0))
+    left: int = most((moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0))
+    return left
 
 
 def _bytes_inside(whole: TensorRef, parts: Sequence[TensorRef]) -> int:

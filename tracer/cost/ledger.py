@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..algebra import sample
 from ..capture.records import Op, Trace
 from ..errors import UserError
 from . import formulas
@@ -58,7 +59,9 @@ class Kernel(NamedTuple):
     @property
     def module(self) -> str:
         """The module that pays most bytes and FLOPs of this kernel."""
-        return max(self.parts, key=lambda p: (p.cost.total_flops, p.cost.total_bytes)).module
+        return max(
+            self.parts, key=lambda p: (sample(p.cost.total_flops), sample(p.cost.total_bytes))
+        ).module
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Ledger:
             for part in kernel.parts:
                 groups.setdefault(key(kernel, part), []).append(part.cost)
         summed = {name: Cost.sum(costs) for name, costs in groups.items()}
-        return dict(sorted(summed.items(), key=lambda item: -item[1].total_bytes))
+        return dict(sorted(summed.items(), key=lambda item: -sample(item[1].total_bytes)))
 
     def unmodelled(self) -> dict[str, int]:
         """Names of ops without a formula, and how many of each the model runs."""

@@ -15,7 +15,8 @@ _MEAN, _MAX = 1, 2  # mode of embedding_bag; 0 is the sum
 
 def _rows(weight: TensorRef, indices: TensorRef) -> int:
     """Bytes of a row for every index, at most the whole table."""
-    return least((indices.numel * weight.shape[-1] * weight.itemsize, weight.nbytes))
+    touched: int = least((indices.numel * weight.shape[-1] * weight.itemsize, weight.nbytes))
+    return touched
 
 
 @cost("aten::embedding")
