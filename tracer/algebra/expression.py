@@ -349,8 +349,8 @@ def divided(whole: Any, part: Any) -> tuple[Any, Any]:
         return exact, 0
     scale = whole.denominator
     if scale > 1:  # floor(S/32) as S // 32
-        quotient = divided(whole * scale, part * scale)[0]
-        return quotient, whole - quotient * part
+        times_part = divided(whole * scale, part * scale)[0]
+        return times_part, whole - times_part * part
     quotient: Any = 0
     for monomial, coefficient in whole.terms.items():
         term = make(whole.scope, {monomial: coefficient})

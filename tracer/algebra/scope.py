@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .expression import ONE, Call, Expr, Number, times, value_at
+from .expression import ONE, Call, Expr, Monomial, Number, times, value_at
 
 LOWEST = 2  # sizes 0 and 1 take other paths (broadcast, empty), so symbols start above them
 
@@ -127,7 +127,7 @@ class Scope:
         """
         found: dict[Any, Number] = {}
         for monomial, coefficient in value.terms.items():
-            choices = []
+            choices: list[list[tuple[Monomial, int]]] = []
             for atom, power in monomial:
                 low = self.symbols[atom].low if isinstance(atom, str) else self._least(atom)
                 if power < 0 or not low:

@@ -45,8 +45,9 @@ def inequality(value: Expr, kind: str) -> str:
 
 
 def _sum(value: Expr, sizes: tuple[int, ...]) -> str:
-    parts = []
-    ordered = sorted(value.terms.items(), key=lambda item: (-_degree(item[0]), str(item[0])))
+    parts: list[str] = []
+    terms: list[tuple[Monomial, Number]] = list(value.terms.items())
+    ordered = sorted(terms, key=lambda item: (-_degree(item[0]), str(item[0])))
     for monomial, coefficient in ordered:
         text = _product(abs(coefficient), monomial, sizes)
         sign = "-" if coefficient < 0 else "+"
@@ -93,7 +94,7 @@ def _common(value: Expr) -> tuple[tuple[Number, Monomial], Any]:
     number = 1
     if all(type(c) is int for c in coefficients):
         number = math.gcd(*[int(c) for c in coefficients])
-    shared = dict(min(value.terms, key=len))
+    shared = dict(next(iter(value.terms)))
     for monomial in value.terms:
         powers = dict(monomial)
         shared = {a: min(n, powers[a]) for a, n in shared.items() if a in powers}
