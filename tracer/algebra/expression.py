@@ -14,8 +14,8 @@ than freeze a symbol at one value.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, Union
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 Number: TypeAlias = int | float | Fraction
 Value: TypeAlias = Union[int, float, Fraction, "Expr"]
-_NUMBERS = (int, float, Fraction)
-_RESIDUES = 4096  # evaluations that a proof of divisibility may take
+NUMBERS = (int, float, Fraction)
 
 
 class Call:
@@ -83,7 +82,7 @@ class Expr:
     # -- arithmetic --------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, _NUMBERS):
+        if isinstance(other, NUMBERS):
             if not other:
                 return self
             added: Mapping[Monomial, Number] = {ONE: other}
@@ -109,13 +108,13 @@ class Expr:
         return self
 
     def __sub__(self, other: Any) -> Any:
-        return self + (-other) if isinstance(other, (Expr, *_NUMBERS)) else NotImplemented
+        return self + (-other) if isinstance(other, (Expr, *NUMBERS)) else NotImplemented
 
     def __rsub__(self, other: Any) -> Any:
         return -self + other
 
     def __mul__(self, other: Any) -> Any:
-        if isinstance(other, _NUMBERS):
+        if isinstance(other, NUMBERS):
             if not other:
                 return 0
             if other == 1:
@@ -133,32 +132,32 @@ class Expr:
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
-        if isinstance(other, _NUMBERS):
-            return Expr(self.scope, {m: _ratio(c, other) for m, c in self.terms.items()})
+        if isinstance(other, NUMBERS):
+            return Expr(self.scope, {m: ratio(c, other) for m, c in self.terms.items()})
         if type(other) is not Expr:
             return NotImplemented
-        return _quotient(self, other)
+        return division.quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _quotient(other, self) if isinstance(other, _NUMBERS) else NotImplemented
+        return division.quotient(other, self) if isinstance(other, NUMBERS) else NotImplemented
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
-        return divided(self, other)
+        return division.divided(self, other)
 
     def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
-        return divided(other, self)
+        return division.divided(other, self)
 
     def __floordiv__(self, other: Any) -> Any:
-        return divided(self, other)[0]
+        return division.divided(self, other)[0]
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return divided(other, self)[0]
+        return division.divided(other, self)[0]
 
     def __mod__(self, other: Any) -> Any:
-        return divided(self, other)[1]
+        return division.divided(self, other)[1]
 
     def __rmod__(self, other: Any) -> Any:
-        return divided(other, self)[1]
+        return division.divided(other, self)[1]
 
     def __pow__(self, power: Any) -> Any:
         if type(power) is int and power >= 0:
@@ -168,12 +167,15 @@ class Expr:
     def __rpow__(self, base: Any) -> Any:
         return call("power", base, self)
 
-    def __round__(self, digits: int | None = None) -> Any:
+    def __round__(self) -> Any:
         return self if self.is_whole else call("round", self)
 
     def bit_length(self) -> Any:
         """As of an int: digits of its binary form."""
         return call("bit_length", self)
+
+    def __floor__(self) -> Any:
+        return self // 1
 
     def __ceil__(self) -> Any:
         return -((-self) // 1)
@@ -182,50 +184,8 @@ class Expr:
         return -self if self.scope.positive(-self) else self
 
     def exact_quotient(self, other: Any) -> Any:
-        """The quotient by `other` where that is whole for all values, else None.
-
-        A number divides where it divides every coefficient, or every value: S(S+1) by 2. A
-        polynomial divides where one monomial does, or the quotient times it gives self.
-        """
-        if isinstance(other, _NUMBERS):
-            if type(other) is not int or not other:
-                return None
-            if all(type(c) is int and c % other == 0 for c in self.terms.values()):
-                return Expr(self.scope, {m: int(c) // other for m, c in self.terms.items()})
-            if self._always_divisible(other):
-                terms = {m: _plain(Fraction(c) / other) for m, c in self.terms.items()}
-                return Expr(self.scope, terms)
-            return None
-        if type(other) is not Expr:
-            return None
-        if self.terms == other.terms:
-            return 1
-        lead = max(other.terms, key=_order)
-        rest: Any = self
-        quotient: Any = 0
-        for _ in range(len(self.terms) + 1):
-            if type(rest) is not Expr:
-                return quotient if not rest else None
-            top = max(rest.terms, key=_order)
-            step = times(top, tuple((a, -n) for a, n in lead))
-            ratio = _whole_ratio(rest.terms[top], other.terms[lead])
-            if ratio is None or any(n < 0 for _, n in step):
-                return None
-            term = make(self.scope, {step: ratio})
-            quotient = quotient + term
-            rest = rest - term * other
-        return None
-
-    def _always_divisible(self, by: int) -> bool:
-        names = self.symbols()
-        if self._calls() or by > 16 or by ** len(names) > _RESIDUES:
-            return False
-        if not all(type(c) is int for c in self.terms.values()):
-            return False
-        for point in itertools.product(range(by), repeat=len(names)):
-            if self.at(dict(zip(names, point, strict=True))) % by:
-                return False
-        return True
+        """The quotient by `other` where that is whole for all values in range, else None."""
+        return division.exact_quotient(self, other)
 
     # -- comparison --------------------------------------------------------------------------------
 
@@ -255,11 +215,15 @@ class Expr:
     # -- values ------------------------------------------------------------------------------------
 
     def at(self, point: Mapping[str, Number]) -> Number:
-        """The value with numbers in place of the symbols; exact in integers.
+        """The value with numbers in place of the symbols: an exact int, or a float if not whole.
 
         Raises:
             KeyError: a symbol has no value.
         """
+        value = self._exact(point)
+        return float(value) if type(value) is Fraction else value
+
+    def _exact(self, point: Mapping[str, Number]) -> Number:
         from .functions import apply
 
         total: Number = 0
@@ -268,9 +232,12 @@ class Expr:
             for atom, power in monomial:
                 if isinstance(atom, str):
                     base = point[atom]
+                    if not isinstance(base, NUMBERS):  # NumPy's ints would overflow
+                        base = operator.index(base)
                 else:
-                    base = apply(atom.name, [value_at(arg, point) for arg in atom.args])
-                value = value * base**power if power > 0 else value / base**-power
+                    args = [a._exact(point) if isinstance(a, Expr) else a for a in atom.args]
+                    base = apply(atom.name, args)
+                value = value * base**power if power > 0 else ratio(value, base**-power)
             total = total + value
         return _plain(total)
 
@@ -300,18 +267,8 @@ class Expr:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is surely an integer: whole coefficients, nothing divided."""
-        return all(type(c) is int for c in self.terms.values()) and not self._divides()
-
-    def _divides(self) -> bool:
-        return any(
-            n < 0 or (isinstance(a, Call) and a.name in ("ratio", "distinct", "power"))
-            for m in self.terms
-            for a, n in m
-        )
-
-    def _calls(self) -> bool:
-        return any(not isinstance(a, str) or n < 0 for m in self.terms for a, n in m)
+        """Whether it is surely an integer, as S(S+1)/2 is."""
+        return division.is_whole(self)
 
     def __iter__(self) -> Iterator[NoReturn]:
         raise TypeError(f"{self} is a number, not a sequence")
@@ -335,40 +292,6 @@ class Expr:
         return Expr, (self.scope, dict(self.terms))
 
 
-def divided(whole: Any, part: Any) -> tuple[Any, Any]:
-    """Quotient and remainder of whole numbers, as `divmod`; opaque where nothing can be proven.
-
-    Terms that divide make the quotient, if what they leave is proven to be a remainder.
-    """
-    if not isinstance(whole, Expr):
-        whole = Expr(part.scope, {ONE: whole}) if whole else 0
-        if not whole:
-            return 0, 0
-    exact = whole.exact_quotient(part)
-    if exact is not None:
-        return exact, 0
-    scale = whole.denominator
-    if scale > 1:  # floor(S/32) as S // 32
-        times_part = divided(whole * scale, part * scale)[0]
-        return times_part, whole - times_part * part
-    quotient: Any = 0
-    for monomial, coefficient in whole.terms.items():
-        term = make(whole.scope, {monomial: coefficient})
-        if isinstance(term, Expr):
-            share = term.exact_quotient(part)
-        elif isinstance(part, Expr):
-            share = None
-        else:
-            share = term // part
-        quotient = quotient + (share if share is not None else 0)
-    rest = whole - quotient * part
-    for candidate, left in ((quotient, rest), (quotient - 1, rest + part)):
-        sign = whole.scope.proven(left)
-        if sign is not None and sign >= 0 and whole.scope.proven(part - left) == 2:
-            return candidate, left
-    return call("floor_div", whole, part), call("mod", whole, part)
-
-
 def make(scope: Scope, terms: Mapping[Monomial, Number]) -> Any:
     """The expression of `terms`, or the plain number that they are."""
     if not terms:
@@ -389,28 +312,11 @@ def value_at(value: Value, point: Mapping[str, Number]) -> Number:
     return value.at(point) if isinstance(value, Expr) else value
 
 
-def _quotient(whole: Any, part: Expr) -> Any:
-    """A polynomial where it is one; by one term, its power is negative; else a ratio of the two."""
-    exact = whole.exact_quotient(part) if isinstance(whole, Expr) else None
-    if exact is not None:
-        return exact
-    if len(part.terms) > 1:
-        return call("ratio", whole, part) if whole else 0
-    ((monomial, coefficient),) = part.terms.items()
-    inverse = {tuple((a, -n) for a, n in monomial): _ratio(1, coefficient)}
-    return whole * Expr(part.scope, inverse)
-
-
-def _ratio(a: Number, b: Number) -> Number:
+def ratio(a: Number, b: Number) -> Number:
+    """a / b, exact but for floats."""
     if isinstance(a, float) or isinstance(b, float):
         return a / b
     return _plain(Fraction(a) / Fraction(b))
-
-
-def _whole_ratio(a: Number, b: Number) -> Number | None:
-    if type(a) is int and type(b) is int:
-        return a // b if a % b == 0 else None
-    return a / b if isinstance(a, float) or isinstance(b, float) else _plain(Fraction(a) / b)
 
 
 def _plain(value: Number) -> Number:
@@ -420,6 +326,4 @@ def _plain(value: Number) -> Number:
     return value
 
 
-def _order(monomial: Monomial) -> tuple[Any, ...]:
-    """Any total order that products keep: by degree, then by atoms."""
-    return (sum(n for _, n in monomial), [(str(a), n) for a, n in monomial])
+from . import division  # noqa: E402 - needs Expr, which needs it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .expression import Expr, Number, call
+from .expression import Expr, Number, call, ratio
 
 
 class Rule(NamedTuple):
@@ -26,8 +26,8 @@ RULES: dict[str, Rule] = {
     "round": Rule(round, lambda np, a: np.rint(a)),
     "min": Rule(min, lambda np, *a: np.minimum.reduce(np.broadcast_arrays(*a))),
     "max": Rule(max, lambda np, *a: np.maximum.reduce(np.broadcast_arrays(*a))),
-    "ratio": Rule(lambda a, b: a / b, lambda np, a, b: a / b),
-    "bit_length": Rule(lambda a: a.bit_length(), lambda np, a: np.floor(np.log2(a)) + 1),
+    "ratio": Rule(ratio, lambda np, a, b: a / b),
+    "bit_length": Rule(lambda a: a.bit_length(), lambda np, a: np.frexp(a)[1]),
     "distinct": Rule(_distinct, lambda np, e, k, t: _distinct(e, k, t)),
 }
 

@@ -45,7 +45,7 @@ class Evaluator:
         Raises:
             KeyError: a symbol has no value.
         """
-        shape = np.broadcast_shapes(*(np.shape(points[name]) for name in self.symbols), (1,))
+        shape = np.broadcast_shapes(*map(np.shape, points.values()), (1,))
         values: dict[Any, Any] = {
             name: np.asarray(points[name], dtype=np.float64) for name in self.symbols
         }
@@ -55,7 +55,7 @@ class Evaluator:
         for row, monomial in enumerate(self.monomials):
             for atom, power in monomial:
                 table[row] *= values[atom] if power == 1 else values[atom] ** power
-        return np.asarray(self._matrix @ table)
+        return np.tensordot(self._matrix, table, axes=1)
 
 
 def _value(arg: Any, points: Mapping[str, Any]) -> Any:

@@ -64,8 +64,10 @@ def to_sympy(value: Value) -> Any:
     """
     import sympy
 
+    if isinstance(value, Fraction):
+        return sympy.Rational(value.numerator, value.denominator)
     if not isinstance(value, Expr):
-        return sympy.nsimplify(value) if isinstance(value, Fraction) else sympy.sympify(value)
+        return sympy.sympify(value)
     total = sympy.Integer(0)
     for monomial, coefficient in value.terms.items():
         product = to_sympy(coefficient)

@@ -14,6 +14,9 @@ LOWEST = 2  # sizes 0 and 1 take other paths (broadcast, empty), so symbols star
 # What is proven of an expression, for all sizes in range.
 POSITIVE, NOT_NEGATIVE, ZERO, NOT_POSITIVE, NEGATIVE = 2, 1, 0, -1, -2
 
+# Arguments in which a call need not grow: a divisor; experts and top-k.
+_GROWS_IN = {"floor_div": slice(1, 2), "ratio": slice(1, 2), "distinct": slice(0, 2)}
+
 
 class Symbol(NamedTuple):
     """A size with a name: `sample` is its value in the traced run, `low` the least allowed."""
@@ -94,6 +97,10 @@ class Scope:
         self.guards[Guard(whole, "divides" if answer else "does not divide", part)] = None
         return bool(answer)
 
+    def positive_always(self, value: Any) -> bool:
+        """Whether `value` > 0 is proven."""
+        return self.proven(value) == POSITIVE
+
     def proven(self, value: Any) -> int | None:
         """What holds of the sign of `value` for all sizes in range; None if nothing is known."""
         if not isinstance(value, Expr):
@@ -115,6 +122,8 @@ class Scope:
     def _not_negative(self, atom: Any) -> bool:
         if isinstance(atom, str):
             return True
+        if atom.name == "mod":  # has the sign of the divisor
+            return self.proven(atom.args[1]) == POSITIVE
         signs = [self.proven(arg) for arg in atom.args]
         if atom.name == "max":
             return any(sign is not None and sign >= 0 for sign in signs)
@@ -147,9 +156,8 @@ class Scope:
         return found
 
     def _least(self, atom: Call) -> int:
-        """A whole number that the atom is never below: most grow with all arguments."""
-        divides = atom.name in ("floor_div", "ratio") and isinstance(atom.args[1], Expr)
-        if atom.name == "mod" or divides or not all(map(self._grows, atom.args)):
+        """A whole number that the atom, which is not negative, is never below."""
+        if not self._call_grows(atom):
             return 0
         lows = {name: symbol.low for name, symbol in self.symbols.items()}
         return math.floor(value_at(Expr(self, {((atom, 1),): 1}), lows))
@@ -159,7 +167,17 @@ class Scope:
         if not isinstance(value, Expr):
             return True
         return all(
-            c > 0 and n > 0 and (isinstance(a, str) or all(map(self._grows, a.args)))
+            c > 0 and all(n > 0 and (isinstance(a, str) or self._call_grows(a)) for a, n in m)
             for m, c in value.terms.items()
-            for a, n in m
+            if m != ONE
         )
+
+    def _call_grows(self, atom: Call) -> bool:
+        """Whether the value of an atom is smallest where its sizes are, and not negative there."""
+        if not self._not_negative(atom) or not all(map(self._grows, atom.args)):
+            return False
+        if atom.name in ("floor_div", "ratio", "distinct"):
+            return not any(isinstance(arg, Expr) for arg in atom.args[_GROWS_IN[atom.name]])
+        if atom.name == "power":
+            return (self.proven(atom.args[0] - 1) or NEGATIVE) >= NOT_NEGATIVE
+        return atom.name != "mod"

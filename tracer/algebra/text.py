@@ -15,6 +15,7 @@ from typing import Any
 from .expression import ONE, Call, Expr, Monomial, Number
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TURNED = {">": "<", "<=": ">=", "=": "=", "!=": "!="}
 _SMALL = 64  # what is left of a coefficient after its sizes, to be worth splitting
 
 
@@ -37,10 +38,12 @@ def factored(value: Any, sizes: Iterable[int] = ()) -> str:
 
 
 def inequality(value: Expr, kind: str) -> str:
-    """`value` > 0 or <= 0 with the negative terms on the right: S > 128."""
+    """`value` compared with 0, its negative terms on the right and sizes on the left: S > 128."""
     left = {m: c for m, c in value.terms.items() if c > 0}
     right = {m: -c for m, c in value.terms.items() if c < 0}
     sides = [plain(Expr(value.scope, side)) if side else "0" for side in (left, right)]
+    if all(m == ONE for m in left) and right:  # 128 > S
+        sides, kind = sides[::-1], _TURNED[kind]
     return f"{sides[0]} {kind} {sides[1]}"
 
 
@@ -61,6 +64,7 @@ def _product(coefficient: Number, monomial: Monomial, sizes: tuple[int, ...]) ->
         name = str(atom)
         if isinstance(atom, Call) and atom.name == "ratio":
             name = f"({atom.args[0]})/({atom.args[1]})"
+            name = f"({name})" if power != 1 else name
         factors.append(name + (str(power).translate(_RAISED) if power != 1 else ""))
     # The number of a multiply-add, symbols, then sizes: 2·B·S·7168·1536.
     front = [f for f in factors if f.isdigit() and int(f) not in sizes]

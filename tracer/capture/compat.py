@@ -6,6 +6,8 @@ that test names it.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -119,21 +121,36 @@ def fake_mode(**options: Any) -> Any:
 
 
 def symbolic_mode() -> tuple[Any, Any]:
-    """A FakeTensorMode with its ShapeEnv, for sizes that are symbols; meta tensors may join in."""
+    """A FakeTensorMode with its ShapeEnv, for sizes of 2 or more; meta tensors may join in."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    env = ShapeEnv(specialize_zero_one=False)
+    env = ShapeEnv(specialize_zero_one=True)  # so that no size is asked whether it is 0 or 1
     return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
 
 
 def symbolic_size(env: Any, name: str, sample: int) -> Any:
-    """A SymInt that may be any size, with `sample` for its value where a branch asks."""
-    from torch._dynamo.source import ConstantSource
+    """A SymInt that may be any size of 2 or more; `sample` is its value where a branch asks."""
     from torch.fx.experimental.symbolic_shapes import DimDynamic
 
-    source = ConstantSource(name)
+    source = _named_size()(name)
     symbol = env.create_symbol(sample, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     return env.create_symintnode(symbol, hint=sample, source=source)
+
+
+@functools.cache
+def _named_size() -> Any:
+    """Where a symbol comes from; that of `torch._dynamo` would import all of the compiler."""
+    from torch._guards import Source
+
+    @dataclass(frozen=True)
+    class NamedSize(Source):  # type: ignore[misc]
+        label: str
+
+        @property
+        def _name_template(self) -> str:
+            return self.label
+
+    return NamedSize
 
 
 def fused_attention_allowed() -> bool:
