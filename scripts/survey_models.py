@@ -105,7 +105,9 @@ def warm_up() -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def pool(todo: list[tuple[str, str]], trace: Callable[[Row], None]) -> Iterator[Row]:
+def pool(
+    todo: list[tuple[str, str]], trace: Callable[[Row], None], timeout: float = TIMEOUT
+) -> Iterator[Row]:
     """Rows as they are done, each filled in by `trace`; forked children share our imports."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(todo))
@@ -128,11 +130,11 @@ def pool(todo: list[tuple[str, str]], trace: Callable[[Row], None]) -> Iterator[
             process.join()
             yield row
         for pipe, (process, row, start) in list(running.items()):
-            if time.monotonic() - start > TIMEOUT:
+            if time.monotonic() - start > timeout:
                 process.kill()
                 process.join()
                 del running[pipe]
-                row.failure, row.seconds = f"no end within {TIMEOUT:.0f} s", TIMEOUT
+                row.failure, row.seconds = f"no end within {timeout:.0f} s", timeout
                 yield row
 
 

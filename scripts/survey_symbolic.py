@@ -2,6 +2,7 @@
 
     python scripts/survey_symbolic.py               all of them, two at a time
     python scripts/survey_symbolic.py llama mamba   these only, printed, no file written
+    python scripts/survey_symbolic.py --rows FILE   keep rows as they are done, go on from them
 
 Default configs, shrunk only in depth, as in `survey_models.py`. A phase counts as symbolic if its
 formulas equal the concrete trace, in FLOPs by precision and bytes by role and under both
@@ -11,8 +12,11 @@ executions, at the traced sizes and at others.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from survey_models import CAUSAL, Row, build, pool, progress, reason, warm_up
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "symbolic.md"
 TRACED = (4, 96)  # batch and tokens that branches are decided at
-OTHERS = ((3, 160), (6, 224))
+OTHERS = ((3, 160),)
+TIMEOUT = 300.0  # seconds a family
 PHASES = ("prefill", "training", "decode")
 
 
@@ -30,6 +35,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("families", nargs="*", help="model types; default all")
+    parser.add_argument("--rows", type=Path, help="JSON lines, one a family")
     options = parser.parse_args()
     import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
@@ -40,10 +46,14 @@ def main() -> int:
         print(f"{unknown[0]}: not a causal language model of transformers", file=sys.stderr)
         return 1
     todo = [(name, CAUSAL) for name in options.families or sorted(causal)]
+    rows = _kept(options.rows)
+    todo = [item for item in todo if item[0] not in {row.family for row in rows}]
     warm_up()
-    rows = []
-    for done, row in enumerate(pool(todo, trace_family), 1):
+    for done, row in enumerate(pool(todo, trace_family, TIMEOUT), 1):
         rows.append(row)
+        if options.rows:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
         print(f"[{done}/{len(todo)}] {progress(row)}", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: row.family)
     if options.families:
@@ -52,6 +62,13 @@ def main() -> int:
         DOCUMENT.write_text(document(rows))
         print(f"wrote {DOCUMENT}", file=sys.stderr)
     return 0
+
+
+def _kept(path: Path | None) -> list[Row]:
+    """Rows of a run that was cut off."""
+    if path is None or not path.exists():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def trace_family(row: Row) -> None:
@@ -65,7 +82,7 @@ def trace_family(row: Row) -> None:
         try:
             trace = record_symbolic(program, _work(phase, TRACED), fold=False)
         except UserError as error:
-            row.phases[phase] = reason(error)
+            row.phases[phase] = _plain_reason(error)
             try:
                 record(program, _work(phase, TRACED), fold=False)
             except UserError as other:
@@ -85,6 +102,12 @@ def trace_family(row: Row) -> None:
                 break
         if guards:
             row.notes.append(f"{phase}: {'; '.join(guards)}")
+
+
+def _plain_reason(error: BaseException) -> str:
+    """Why there is no closed form, with paths from the package on."""
+    text = str(error).split(": no closed form of ", 1)[-1].split(": ", 1)[-1]
+    return re.sub(r"/\S*site-packages/", "", text)
 
 
 def _work(phase: str, point: tuple[int, int]) -> Any:

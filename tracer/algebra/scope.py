@@ -29,7 +29,7 @@ class Symbol(NamedTuple):
 class Guard(NamedTuple):
     """A condition under which the formulas hold: `kind` of `expr` and, for divisors, `by`.
 
-    Kinds: ">", "<=" and "=" compare `expr` with 0; "divides" and "does not divide" say of `by`
+    Kinds: ">", "<=", "=" and "!=" compare `expr` with 0; "divides" and "does not divide" say of `by`
     what it does to `expr`.
     """
 
@@ -40,8 +40,8 @@ class Guard(NamedTuple):
     def holds(self, point: Mapping[str, Number]) -> bool:
         """Whether it is met at `point`."""
         value = value_at(self.expr, point)
-        if self.kind == "=":
-            return value == 0
+        if self.kind in ("=", "!="):
+            return (value == 0) == (self.kind == "=")
         if self.kind in (">", "<="):
             return (value > 0) == (self.kind == ">")
         return (value % value_at(self.by, point) == 0) == (self.kind == "divides")
@@ -49,7 +49,7 @@ class Guard(NamedTuple):
     def __str__(self) -> str:
         from .text import inequality
 
-        if self.kind in (">", "<=", "="):
+        if self.kind in (">", "<=", "=", "!="):
             return inequality(self.expr, self.kind)
         return f"{self.by} {self.kind} {self.expr}"
 

@@ -6,7 +6,10 @@ that test names it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ __all__ = [
     "current_graph_task_id",
     "decompose",
     "fake_mode",
+    "fake_of",
     "fused_attention_allowed",
     "is_composite",
     "is_fake",
@@ -30,6 +34,7 @@ __all__ = [
     "no_dispatch_modes",
     "outside_fake_mode",
     "override_composite",
+    "quiet_fake_tensors",
     "recomputes",
     "storage_key",
     "symbolic_mode",
@@ -120,12 +125,54 @@ def fake_mode(**options: Any) -> Any:
     return FakeTensorMode(**options)
 
 
-def symbolic_mode() -> tuple[Any, Any]:
-    """A FakeTensorMode with its ShapeEnv, for sizes of 2 or more; meta tensors may join in."""
+def fake_of(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake of `tensor`, over the same storage if that is on meta and so has no data."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    with torch.no_grad():
+        data = tensor.detach()
+        data = data if tensor.device.type == "meta" else torch.empty_like(data, device="meta")
+    return FakeTensor(mode, data, tensor.device)
+
+
+def symbolic_mode(frozen: Callable[[Any, int], None]) -> tuple[Any, Any]:
+    """A FakeTensorMode with its ShapeEnv, for sizes of 2 or more; meta tensors may join in.
+
+    `frozen(symbol, value)` is called, and may raise, before a symbol becomes one value.
+    """
+    # 0 and 1 are no sizes of symbols, so that none is asked whether it is one of them.
+    env = _shape_env()(specialize_zero_one=True)
+    env.frozen = frozen
+    return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
+
+
+@functools.cache
+def _shape_env() -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    env = ShapeEnv(specialize_zero_one=True)  # so that no size is asked whether it is 0 or 1
-    return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
+    class NamedSizes(ShapeEnv):
+        frozen: Callable[[Any, int], None]
+
+        def _set_replacement(self, a: Any, tgt: Any, msg: str) -> None:
+            if tgt.is_number:
+                self.frozen(a, int(tgt))
+            super()._set_replacement(a, tgt, msg)
+
+    return NamedSizes
+
+
+@contextlib.contextmanager
+def quiet_fake_tensors() -> Iterator[None]:
+    """A block in which torch does not write to stderr what it also raises."""
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    logs = [(log, log.disabled) for log in map(logging.getLogger, names)]
+    for log, _ in logs:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log, before in logs:
+            log.disabled = before
 
 
 def symbolic_size(env: Any, name: str, sample: int) -> Any:

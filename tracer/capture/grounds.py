@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -78,18 +78,19 @@ def fake_twin(model: nn.Module) -> nn.Module:
     """
     with compat.outside_fake_mode():
         twin = copy.deepcopy(model)
-    _swap(twin, "cpu")
+    _swap(twin, _on_cpu)
     return twin
 
 
 @contextlib.contextmanager
-def fake_weights(model: nn.Module) -> Iterator[None]:
-    """A block in which the parameters and buffers of a module are fakes on their own device.
+def fake_weights(model: nn.Module, mode: Any) -> Iterator[None]:
+    """A block in which the parameters and buffers of a module are fakes of `mode`.
 
     A fake mode takes meta tensors too, but gives each a twin with a storage of its own, and views
-    of a weight would not be known as the weight any more.
+    of a weight would not be known as the weight any more. A fake of a meta tensor is one over the
+    same storage; of any other, one without data on its device.
     """
-    before = _swap(model, None)
+    before = _swap(model, lambda tensor: _parameter(compat.fake_of(mode, tensor), tensor))
     try:
         yield
     finally:
@@ -97,8 +98,10 @@ def fake_weights(model: nn.Module) -> Iterator[None]:
             table[name] = tensor
 
 
-def _swap(model: nn.Module, device: str | None) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Give every parameter and buffer a fake twin; returns what stood where."""
+def _swap(
+    model: nn.Module, fake: Callable[[Tensor], Tensor]
+) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Give every parameter and buffer its fake, a shared one the same; what stood where."""
     made: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Any], str, Tensor]] = []  # also: no address is used twice
     for module in model.modules():
@@ -108,15 +111,22 @@ def _swap(model: nn.Module, device: str | None) -> list[tuple[dict[str, Any], st
                 if tensor is not None:
                     before.append((table, name, tensor))
                     if id(tensor) not in made:
-                        made[id(tensor)] = _fake(tensor, device or tensor.device)
+                        made[id(tensor)] = fake(tensor)
                     table[name] = made[id(tensor)]
     return before
 
 
-def _fake(tensor: Tensor, device: str | torch.device) -> Tensor:
-    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """In the active fake mode."""
+    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return _parameter(data, tensor)
+
+
+def _parameter(data: Tensor, like: Tensor) -> Tensor:
+    """`data` as a parameter, if `like` is one; as `nn.Parameter` makes of a subclass, uncopied."""
+    if isinstance(like, nn.Parameter):
+        data.requires_grad_(like.requires_grad)
+        data._is_param = True  # type: ignore[attr-defined]
     return data
 
 

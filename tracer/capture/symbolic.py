@@ -8,7 +8,10 @@ sizes of the workload, and becomes a guard: the range in which the formulas hold
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from torch import nn
 
 from ..algebra import Expr, Guard, Scope, ceil_div
 from ..algebra.functions import least, most
-from ..algebra.scope import LOWEST, POSITIVE
+from ..algebra.scope import LOWEST, NEGATIVE, POSITIVE, ZERO
 from ..errors import UserError
 from . import compat
 from .grounds import fake_weights
@@ -27,7 +30,11 @@ class NotSymbolic(UserError):
 
 
 class Sizes:
-    """The symbols of one run, in torch's algebra and in ours."""
+    """The symbols of one run, in torch's algebra and in ours.
+
+    Raises:
+        UserError: a sample below 2, or a name that is none.
+    """
 
     def __init__(self, samples: Mapping[str, int]) -> None:
         for name, value in samples.items():
@@ -35,10 +42,13 @@ class Sizes:
                 raise UserError(
                     f"symbol {name}={value!r}: give a whole number of at least {LOWEST}"
                 )
+            if not name.isidentifier():
+                raise UserError(f"symbol {name!r}: give a name as of a variable, like B")
         self.scope = Scope()
-        self._mode, self._env = compat.symbolic_mode()
+        self._mode, self._env = compat.symbolic_mode(self._frozen)
         self.values: dict[str, Any] = {}  # by name, what to build inputs with
         self._ours: dict[Any, Any] = {}  # torch's expression -> ours
+        self._taken = 0  # guards of torch that are in the scope
         for name, value in samples.items():
             self.values[name] = compat.symbolic_size(self._env, name, value)
             self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
@@ -48,11 +58,21 @@ class Sizes:
         """A block on fake tensors, the weights of `model` among them.
 
         Raises:
-            NotSymbolic: at the end, if a size was frozen at one value.
+            NotSymbolic: a size was fixed at one value, or an op takes no symbols; says which and
+                where. What else the model raises is passed on.
         """
-        with self._mode, fake_weights(model) if model is not None else contextlib.nullcontext():
-            yield
-        self._note_guards()
+        weights = contextlib.nullcontext() if model is None else fake_weights(model, self._mode)
+        try:
+            with compat.quiet_fake_tensors(), weights, self._mode:
+                yield
+        except NotSymbolic:
+            raise
+        except Exception as error:
+            if _about_symbols(error):
+                frames = traceback.walk_tb(error.__traceback__)
+                raise NotSymbolic(f"{_first_line(error)}{_where(frames)}") from error
+            raise
+        self._take_guards()
 
     def resolve(self, size: Any) -> Any:
         """A size as ours: an int stays, a symbolic one becomes an `Expr` or the int that it is.
@@ -60,59 +80,60 @@ class Sizes:
         Raises:
             NotSymbolic: it is made of something that is no function of the symbols.
         """
+        if len(self._env.guards) != self._taken:
+            self._take_guards()
         return self._convert(size.node.expr) if type(size) is torch.SymInt else size
 
-    def _note_guards(self) -> None:
-        """Take over the guards that the model's own branches left.
+    def _frozen(self, symbol: Any, value: int) -> None:
+        """Torch is about to give a symbol one value.
 
         Raises:
-            NotSymbolic: the model only runs for one value of a symbol.
+            NotSymbolic: always.
         """
-        for name, size in self.values.items():
-            value = self._convert(size.node.expr)
-            if not isinstance(value, Expr):
-                raise NotSymbolic(f"the model fixes {name} = {value}{self._frozen_by()}")
-        for guard in self._env.guards:
-            self._note(guard.expr)
+        name = str(self._ours.get(symbol, symbol))
+        frames = reversed(list(traceback.walk_stack(None)))
+        raise NotSymbolic(f"it runs for {name} = {value} only{_where(frames)}")
 
-    def _frozen_by(self) -> str:
-        for guard in self._env.guards:
-            if type(guard.expr).__name__ == "Equality":
-                frame = guard.sloc.maybe_user_loc or guard.sloc.framework_loc
-                return f" ({frame})" if frame else ""
-        return ""
+    def _take_guards(self) -> None:
+        """Note the conditions that the model's own branches left, divisors first.
+
+        What is known to divide makes quotients simple, and most other conditions true.
+        """
+        new = [part for g in self._env.guards[self._taken :] for part in _relations(g.expr)]
+        self._taken = len(self._env.guards)
+        divisors = [relation for relation in new if _mod_is_zero(relation)]
+        for relation in divisors:
+            self._note(relation)
+        if divisors:
+            self._ours = {torchs: ours for torchs, ours in self._ours.items() if torchs.is_Symbol}
+        for relation in new:
+            self._note(relation)
 
     def _note(self, relation: Any) -> None:
-        import sympy
-
-        if not isinstance(relation, sympy.core.relational.Relational):
-            return
+        """The guard that a relation of torch's is, unless it holds for all sizes in range."""
         left, right = relation.args
+        mod = next((a for a in (left, right) if type(a).__name__ in _MODS), None)
         kind = type(relation).__name__
-        if kind == "Unequality" and {left, right} & {sympy.Integer(0), sympy.Integer(1)}:
-            mod = next((a for a in (left, right) if type(a).__name__ in ("Mod", "PythonMod")), None)
-            if mod is not None:
-                whole, part = (self._convert(a) for a in mod.args)
-                if self.scope.proven(whole % part) != POSITIVE:
-                    self.scope.guards[Guard(whole, "does not divide", part)] = None
-            return  # sizes of 0 and 1 are out of range anyway
-        difference = self._convert(left - right)
-        if kind == "Equality":
-            mod = next((a for a in (left, right) if type(a).__name__ in ("Mod", "PythonMod")), None)
-            if mod is None:
-                self.scope.guards[Guard(difference, "=")] = None
-                return
+        if mod is not None and left - right in (mod, -mod):
             whole, part = (self._convert(a) for a in mod.args)
-            self.scope.guards[Guard(whole, "divides", part)] = None
+            if kind == "Equality" and not _divides_always(part, whole):
+                self.scope.guards[Guard(whole, "divides", part)] = None
+            elif kind == "Unequality" and self.scope.proven(whole % part) != POSITIVE:
+                self.scope.guards[Guard(whole, "does not divide", part)] = None
             return
-        if kind == "Unequality":
-            return  # two sizes that are not the same expression are taken as different
-        strict = {"StrictGreaterThan": (1, 0), "GreaterThan": (1, 1),
-                  "StrictLessThan": (-1, 0), "LessThan": (-1, 1)}[kind]  # fmt: skip
-        value = strict[0] * difference + strict[1]
-        proven = self.scope.proven(value)
-        if proven != POSITIVE:
-            self.scope.guards[Guard(value, ">")] = None
+        difference = self._convert(left) - self._convert(right)
+        proven = self.scope.proven(difference)
+        if kind == "Equality":
+            if proven != ZERO:
+                self.scope.guards[Guard(difference, "=")] = None
+        elif kind == "Unequality":
+            if proven not in (POSITIVE, NEGATIVE):
+                self.scope.guards[Guard(difference, "!=")] = None
+        else:
+            sign, more = _ORDERS[kind]
+            value = sign * difference + more
+            if self.scope.proven(value) != POSITIVE:
+                self.scope.guards[Guard(value, ">")] = None
 
     def _convert(self, expr: Any) -> Any:
         found = self._ours.get(expr)
@@ -169,20 +190,68 @@ def _ceiling(value: Any) -> Any:
     return ceil_div(value * scale, scale) if scale > 1 else ceil_div(value, 1)
 
 
-def without_whole_slices(func: Any, args: Any) -> tuple[Any, Any]:
-    """The derivative of `x[:, 0:]`, which is no slice for a number and one for a symbol.
-
-    Torch leaves a slice over all of a dimension out where it knows the size; with a symbol it takes
-    the slice, and its backward fills a tensor that nothing is missing in. It becomes an alias.
-    """
-    if func is torch.ops.aten.slice_backward.default:
-        gradient, sizes = args[0], args[1]
-        if len(gradient.shape) == len(sizes) and all(
-            a is b or _one(a) == _one(b) for a, b in zip(gradient.shape, sizes, strict=True)
-        ):
-            return torch.ops.aten.alias.default, (gradient,)
-    return func, args
+_MODS = ("Mod", "PythonMod")
+# The sign and the number that turn `left - right` of an order between integers into what is > 0.
+_ORDERS = {
+    "StrictGreaterThan": (1, 0),
+    "GreaterThan": (1, 1),
+    "StrictLessThan": (-1, 0),
+    "LessThan": (-1, 1),
+}
 
 
-def _one(size: Any) -> Any:
-    return size.node.expr if type(size) is torch.SymInt else size
+def _relations(condition: Any) -> Iterator[Any]:
+    """The relations that make a condition of torch's true at the traced sizes."""
+    kind = type(condition).__name__
+    if kind == "And":
+        for part in condition.args:
+            yield from _relations(part)
+    elif kind == "Not" and hasattr(condition.args[0], "negated"):
+        yield condition.args[0].negated
+    elif hasattr(condition, "negated"):
+        yield condition
+    elif kind not in ("BooleanTrue", "bool"):
+        raise NotSymbolic(f"a branch on the unknown condition {condition}")
+
+
+def _mod_is_zero(relation: Any) -> bool:
+    mods = any(type(a).__name__ in _MODS for a in relation.args)
+    return mods and type(relation).__name__ == "Equality" and 0 in relation.args
+
+
+def _divides_always(part: Any, whole: Any) -> bool:
+    if isinstance(whole, Expr):
+        return whole.exact_quotient(part) is not None
+    return not isinstance(part, Expr) and whole % part == 0
+
+
+def _about_symbols(error: Exception) -> bool:
+    """Whether an error is of torch, about symbolic sizes or data that nothing knows."""
+    text = f"{type(error).__name__} {error}"
+    return any(word in text for word in _WORDS)
+
+
+_WORDS = ("SymInt", "SymNode", "symbolic", "DataDependent", "DynamicOutputShape", "data-dependent")
+
+
+def _where(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """ ", in OP at FILE:LINE" of what runs, outermost frame first: the model's own line."""
+    place, op = "", ""
+    for frame, line in frames:
+        name = frame.f_code.co_filename
+        if name.endswith("capture/recorder.py") and "func" in frame.f_locals:
+            op = f", in {frame.f_locals['func']}"
+        elif not name.startswith(_NOT_MODELS):
+            place, op = f" at {name}:{line}", ""
+    return op + place
+
+
+_NOT_MODELS = (
+    str(Path(torch.__file__).parent), str(Path(__file__).parent.parent),
+    str(Path(contextlib.__file__).parent), "<",
+)  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

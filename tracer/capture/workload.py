@@ -123,6 +123,8 @@ def record_symbolic(
             trace, run = _record(
                 program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
             )
+    except NotSymbolic as error:
+        raise NotSymbolic(f"{program.name}: no closed form of {workload.phase}: {error}") from error
     except UserError:
         raise
     except Exception as error:
