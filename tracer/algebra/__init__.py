@@ -8,8 +8,9 @@ the sizes that were traced, and noted as a guard of the formulas (`Scope.guards`
 
 from .expression import Call, Expr, Number, Value
 from .functions import ceil_div, distinct, divides, least, most, sample
+from .guards import Guard
 from .numeric import Evaluator
-from .scope import Guard, Scope, Symbol
+from .scope import Scope, Symbol
 
 __all__ = [
     "Call",

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from .expression import NUMBERS, ONE, Atom, Expr, Monomial, Number, call, make, ratio, times
+from .expression import ONE, Atom, Expr, Monomial, Number, call, make, ratio, times
 
 _RESIDUES = 4096  # evaluations that a proof of divisibility may take
 _TERMS = 64  # terms that a quotient may have

@@ -220,8 +220,7 @@ class Expr:
         Raises:
             KeyError: a symbol has no value.
         """
-        value = self._exact(point)
-        return float(value) if type(value) is Fraction else value
+        return shown(self._exact(point))
 
     def _exact(self, point: Mapping[str, Number]) -> Number:
         from .functions import apply
@@ -309,11 +308,16 @@ def call(name: str, *args: Any) -> Any:
 
 def value_at(value: Value, point: Mapping[str, Number]) -> Number:
     """`value` with numbers in place of its symbols, if it has any."""
-    return value.at(point) if isinstance(value, Expr) else value
+    return value.at(point) if isinstance(value, Expr) else shown(value)
+
+
+def shown(value: Number) -> Number:
+    """A fraction as the float that it is next to, so that it can be formatted."""
+    return float(value) if type(value) is Fraction else value
 
 
 def ratio(a: Number, b: Number) -> Number:
-    """a / b, exact but for floats."""
+    """The quotient, exact but for floats."""
     if isinstance(a, float) or isinstance(b, float):
         return a / b
     return _plain(Fraction(a) / Fraction(b))

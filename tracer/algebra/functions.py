@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .expression import Expr, Number, call, ratio
+from .expression import Expr, Number, call, ratio, shown
 
 
 class Rule(NamedTuple):
@@ -42,7 +42,7 @@ def sample(value: Any) -> Any:
 
     For what only orders or shows things; a cost must keep the expression.
     """
-    return value.sample if isinstance(value, Expr) else value
+    return value.sample if isinstance(value, Expr) else shown(value)
 
 
 def most(values: Iterable[Any]) -> Any:

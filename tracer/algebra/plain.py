@@ -6,7 +6,8 @@ from fractions import Fraction
 from typing import Any
 
 from .expression import Call, Expr, Value, make
-from .scope import Guard, Scope, Symbol
+from .guards import Guard
+from .scope import Scope, Symbol
 
 
 def to_plain(value: Value) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .expression import ONE, Call, Expr, Monomial, Number, times, value_at
+from .guards import Guard
 
 LOWEST = 2  # sizes 0 and 1 take other paths (broadcast, empty), so symbols start above them
 
@@ -24,34 +25,6 @@ class Symbol(NamedTuple):
     name: str
     sample: int
     low: int = LOWEST
-
-
-class Guard(NamedTuple):
-    """A condition under which the formulas hold: `kind` of `expr` and, for divisors, `by`.
-
-    Kinds: ">", "<=", "=" and "!=" compare `expr` with 0; "divides" and "does not divide" say of `by`
-    what it does to `expr`.
-    """
-
-    expr: Any
-    kind: str
-    by: Any = 0
-
-    def holds(self, point: Mapping[str, Number]) -> bool:
-        """Whether it is met at `point`."""
-        value = value_at(self.expr, point)
-        if self.kind in ("=", "!="):
-            return (value == 0) == (self.kind == "=")
-        if self.kind in (">", "<="):
-            return (value > 0) == (self.kind == ">")
-        return (value % value_at(self.by, point) == 0) == (self.kind == "divides")
-
-    def __str__(self) -> str:
-        from .text import inequality
-
-        if self.kind in (">", "<=", "=", "!="):
-            return inequality(self.expr, self.kind)
-        return f"{self.by} {self.kind} {self.expr}"
 
 
 class Scope:
@@ -82,19 +55,28 @@ class Scope:
         ranges = [f"{s.name} >= {s.low}" for s in self.symbols.values()]
         return ranges + [str(guard) for guard in self.guards]
 
+    def note(self, guard: Guard) -> None:
+        """Keep a condition, unless another implies it; what it implies goes."""
+        guard = guard.tidy()
+        if any(known.implies(guard) for known in self.guards):
+            return
+        for known in [known for known in self.guards if guard.implies(known)]:
+            del self.guards[known]
+        self.guards[guard] = None
+
     def positive(self, value: Any) -> bool:
         """Whether `value` > 0: proven, else as in the traced run, which is noted as a guard."""
         proven = self.proven(value)
         if proven is not None and proven != NOT_NEGATIVE:
             return proven == POSITIVE
         answer = bool(value.sample > 0)
-        self.guards[Guard(value, ">" if answer else "<=")] = None
+        self.note(Guard(value, ">" if answer else "<="))
         return answer
 
     def divides(self, part: Any, whole: Any) -> bool:
         """Whether `part` divides `whole` in the traced run, which is noted as a guard."""
         answer = value_at(whole, self.samples) % value_at(part, self.samples) == 0
-        self.guards[Guard(whole, "divides" if answer else "does not divide", part)] = None
+        self.note(Guard(whole, "divides" if answer else "does not divide", part))
         return bool(answer)
 
     def positive_always(self, value: Any) -> bool:
@@ -110,6 +92,9 @@ class Scope:
         return self._proven[value]
 
     def _prove(self, value: Expr) -> int | None:
+        constant = value.terms.get(ONE, 0)
+        if isinstance(constant, float) and math.isinf(constant):  # more than any size
+            return POSITIVE if constant > 0 else NEGATIVE
         if not all(self._not_negative(atom) for m in value.terms for atom, _ in m):
             return None
         shifted = self._shifted(value)

@@ -117,23 +117,23 @@ class Sizes:
         if mod is not None and left - right in (mod, -mod):
             whole, part = (self._convert(a) for a in mod.args)
             if kind == "Equality" and not _divides_always(part, whole):
-                self.scope.guards[Guard(whole, "divides", part)] = None
+                self.scope.note(Guard(whole, "divides", part))
             elif kind == "Unequality" and self.scope.proven(whole % part) != POSITIVE:
-                self.scope.guards[Guard(whole, "does not divide", part)] = None
+                self.scope.note(Guard(whole, "does not divide", part))
             return
         difference = self._convert(left) - self._convert(right)
         proven = self.scope.proven(difference)
         if kind == "Equality":
             if proven != ZERO:
-                self.scope.guards[Guard(difference, "=")] = None
+                self.scope.note(Guard(difference, "="))
         elif kind == "Unequality":
             if proven not in (POSITIVE, NEGATIVE):
-                self.scope.guards[Guard(difference, "!=")] = None
+                self.scope.note(Guard(difference, "!="))
         else:
             sign, more = _ORDERS[kind]
             value = sign * difference + more
             if self.scope.proven(value) != POSITIVE:
-                self.scope.guards[Guard(value, ">")] = None
+                self.scope.note(Guard(value, ">"))
 
     def _convert(self, expr: Any) -> Any:
         found = self._ours.get(expr)
@@ -235,7 +235,7 @@ _WORDS = ("SymInt", "SymNode", "symbolic", "DataDependent", "DynamicOutputShape"
 
 
 def _where(frames: Iterable[tuple[FrameType, int]]) -> str:
-    """ ", in OP at FILE:LINE" of what runs, outermost frame first: the model's own line."""
+    """In which op, at which line of the model's own code; outermost frame first."""
     place, op = "", ""
     for frame, line in frames:
         name = frame.f_code.co_filename
