@@ -26,7 +26,8 @@ def test_plain_text_by_hand():
     assert plain(Fraction(1, 3)) == "1/3"
     assert plain(1234567) == "1234567"
     assert plain(S * 0.5) == "0.5·S"
-    assert f"{S + 1:>6}" == " S + 1"
+    assert f"{S + 1:>6s}" == " S + 1"
+    assert f"{S:,.1f}" == "S"
     assert repr(S * 2) == "2·S"
 
 
@@ -72,7 +73,7 @@ def test_files_give_back_what_they_were_given(tree, at):
 @settings(max_examples=100, deadline=None)
 @given(polynomials(), polynomials())
 def test_sympy_expands_to_the_same(f, g):
-    """sympy's product, expanded, is ours: two routes to one polynomial."""
+    """Sympy's product, expanded, is ours: two routes to one polynomial."""
     _, symbols = fresh()
     theirs = {n: sympy.Symbol(n, positive=True, integer=True) for n in symbols}
     ours = f(symbols) * (g(symbols) + 1)

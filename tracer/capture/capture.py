@@ -24,7 +24,7 @@ from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
-from .stand_ins import STAND_INS, without_whole_slices
+from .stand_ins import runner, without_whole_slices
 from .symbolic import Sizes
 
 
@@ -70,7 +70,7 @@ class Capture:
         self._recorder = Recorder(self._stack)
         if sizes is not None:
             self._recorder.simplify = without_whole_slices
-            self._recorder.stand_ins = STAND_INS
+            self._recorder.runner = runner
         self._context = contextlib.ExitStack()
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()

@@ -25,6 +25,7 @@ __all__ = [
     "current_autograd_node",
     "current_graph_task_id",
     "decompose",
+    "depends_on_data",
     "fake_mode",
     "fake_of",
     "fused_attention_allowed",
@@ -198,6 +199,14 @@ def _named_size() -> Any:
             return self.label
 
     return NamedSize
+
+
+def depends_on_data(out: Any) -> bool:
+    """Whether some size of a result is one that only data could tell."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+    return any(free_unbacked_symbols(size) for x in tensors for size in x.shape)
 
 
 def fused_attention_allowed() -> bool:

@@ -7,7 +7,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class Recorder(compat.TorchDispatchMode):
         self.optimizers = 0  # optimizer steps that are open
         self.paused = False
         self.simplify: Callable[[Any, Any], tuple[Any, Any]] | None = None
-        self.stand_ins: Mapping[Any, Callable[..., Any]] = {}  # what to run in place of an op
+        self.runner: Callable[[Any], Callable[..., Any]] | None = None  # what runs for an op
         self.pointwise: set[str] = set()
         self._notes: list[tuple[Any, ...]] = []
         self._stack = stack
@@ -87,7 +87,7 @@ class Recorder(compat.TorchDispatchMode):
             if kwargs
             else ()
         )
-        run = self.stand_ins.get(func, func)
+        run = func if self.runner is None else self.runner(func)
         out = run(*args, **kwargs) if kwargs else run(*args)
 
         task = compat.current_graph_task_id()

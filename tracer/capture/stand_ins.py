@@ -7,11 +7,15 @@ result; the record still names the op itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import compat
+from .symbolic import NotSymbolic, here
 
 aten = torch.ops.aten
 
@@ -42,6 +46,24 @@ STAND_INS: Mapping[Any, Callable[..., Any]] = {
     aten.complex.default: _complex,
     aten.polar.default: _complex,
 }
+
+
+def runner(func: Any) -> Callable[..., Any]:
+    """What to run for an op of a symbolic run: itself, or what stands in for it.
+
+    Raises (when called):
+        NotSymbolic: data decide the size of the result.
+    """
+    if torch.Tag.dynamic_output_shape in getattr(func, "tags", ()):
+        return functools.partial(_of_known_size, func)
+    return STAND_INS.get(func, func)
+
+
+def _of_known_size(func: Any, *args: Any, **kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    if compat.depends_on_data(out):
+        raise NotSymbolic(f"data decide the size of the result{here()}")
+    return out
 
 
 def without_whole_slices(func: Any, args: Any) -> tuple[Any, Any]:

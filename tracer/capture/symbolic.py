@@ -91,8 +91,7 @@ class Sizes:
             NotSymbolic: always.
         """
         name = str(self._ours.get(symbol, symbol))
-        frames = reversed(list(traceback.walk_stack(None)))
-        raise NotSymbolic(f"it runs for {name} = {value} only{_where(frames)}")
+        raise NotSymbolic(f"it runs for {name} = {value} only{here()}")
 
     def _take_guards(self) -> None:
         """Note the conditions that the model's own branches left, divisors first.
@@ -232,6 +231,11 @@ def _about_symbols(error: Exception) -> bool:
 
 
 _WORDS = ("SymInt", "SymNode", "symbolic", "DataDependent", "DynamicOutputShape", "data-dependent")
+
+
+def here() -> str:
+    """Which op is running, called from which line of the model's own code."""
+    return _where(reversed(list(traceback.walk_stack(None))))
 
 
 def _where(frames: Iterable[tuple[FrameType, int]]) -> str:

@@ -111,24 +111,32 @@ def record_symbolic(
     """
     if workload.phase not in program.phases:
         raise UserError(f"{program.name} has {', '.join(program.phases)}, not {workload.phase!r}")
+    while True:
+        try:
+            return _symbolic(program, workload, attention, fold)
+        except NotSymbolic as error:
+            raise NotSymbolic(
+                f"{program.name}: no closed form of {workload.phase}: {error}"
+            ) from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            if not program.adapt(error):
+                raise NotSymbolic(_model_failed(program, workload, error)) from error
+
+
+def _symbolic(program: Program, workload: Workload, attention: str, fold: bool) -> Trace:
     names = _SYMBOLS[workload.phase]
     sizes = {n: getattr(workload, field) for n, field in names.items()}
-    try:
-        symbols = Sizes({n: size for n, size in sizes.items() if size > 1})
-        symbolic = _Sizes(
-            **{f: symbols.values.get(n, sizes[n]) for n, f in names.items()},
-            **{f: getattr(workload, f) for f in _FIELDS - set(names.values())},
+    symbols = Sizes({n: size for n, size in sizes.items() if size > 1})
+    symbolic = _Sizes(
+        **{f: symbols.values.get(n, sizes[n]) for n, f in names.items()},
+        **{f: getattr(workload, f) for f in _FIELDS - set(names.values())},
+    )
+    with symbols.run(program.module(workload.phase, SYMBOLIC)):
+        trace, run = _record(
+            program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
         )
-        with symbols.run(program.module(workload.phase, SYMBOLIC)):
-            trace, run = _record(
-                program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
-            )
-    except NotSymbolic as error:
-        raise NotSymbolic(f"{program.name}: no closed form of {workload.phase}: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise NotSymbolic(_model_failed(program, workload, error)) from error
     trace.header |= {
         "model": program.name,
         "phase": workload.phase,
