@@ -35,7 +35,6 @@ def test_a_linear_by_hand():
     assert t.conditions == ["B >= 2", "S >= 2"]
     assert t.cost.read["weights"] == 64 * 256 * 4
     assert "2·B·S·256·64" in t.terms()
-    assert t.on("h100_sxm") is not None
 
 
 def test_a_convolution_with_a_symbolic_batch():
@@ -261,7 +260,7 @@ def test_sizes_that_are_equal_by_coincidence():
         scaled_dot_product_attention(q, q, q)
     at = {"B": 16, "S": 16}
     assert t.flops.at(at) == concrete.flops
-    assert t.cost.read["activations"].at(at) == concrete.cost.read["activations"]
+    assert t.cost.total_bytes.at(at) == concrete.cost.total_bytes
 
 
 CALLS = {

@@ -8,6 +8,7 @@ sizes of the workload, and becomes a guard: the range in which the formulas hold
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -235,7 +236,7 @@ _WORDS = ("SymInt", "SymNode", "symbolic", "DataDependent", "DynamicOutputShape"
 
 def here() -> str:
     """Which op is running, called from which line of the model's own code."""
-    return _where(reversed(list(traceback.walk_stack(None))))
+    return _where(reversed(list(traceback.walk_stack(sys._getframe()))))
 
 
 def _where(frames: Iterable[tuple[FrameType, int]]) -> str:
