@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..algebra import Expr, Value
+from .bounds import Box
 from .calibration import Calibration
 from .knobs import chip_at
 from .model import Conditions, Group, group_seconds
-from .tables import Array, Derived, Table, Terms, Values
+from .shapes import OTHER
+from .tables import Array, Derived, Table, Terms, Values, added, scaled
 
 
 class Bound(NamedTuple):
@@ -40,46 +42,58 @@ class Waits(NamedTuple):
 
 
 class Maxima:
-    """Rows of `Bound`s."""
+    """Rows of `Bound`s.
 
-    def __init__(self, rows: Sequence[Bound], derived: Mapping[str, Derived]) -> None:
+    A row that is on one side of its maximum all over `box` joins one sum of products; only the
+    others are evaluated row by row.
+    """
+
+    def __init__(
+        self, rows: Sequence[Bound], derived: Mapping[str, Derived], box: Box | None = None
+    ) -> None:
         self._counts = np.array([row.count for row in rows], dtype=np.float64)
         self._table = Table(
             [terms for name in ("launch", "matrix", "vector", "memory")
              for row in rows for terms in [getattr(row, name)]],
             derived,
         )  # fmt: skip
+        if box is None:
+            return
+        linear: list[Terms] = []
+        gaps: list[Terms] = []
+        others: list[Terms] = []  # three to a row
+        for row in rows:
+            linear.append(scaled(row.launch, row.count))
+            sides = _kept([row.matrix, row.vector, row.memory], box)
+            if len(sides) == 1:
+                linear.append(scaled(sides[0], row.count))
+            elif len(sides) == 2:
+                # max(x, y) = (x + y) / 2 + |x - y| / 2: half the products of two sides.
+                x, y = (scaled(side, 0.5 * row.count) for side in sides)
+                linear += [x, y]
+                gaps.append(added(x, scaled(y, -1.0)))
+            else:
+                others += [scaled(side, row.count) for side in sides]
+        self._gaps, self._others = len(gaps), len(others) // 3
+        self._sum = Table([added(*linear), *gaps, *others[::3], *others[1::3], *others[2::3]],
+                          derived)  # fmt: skip
+
+    @property
+    def undecided(self) -> int:
+        """Rows that the box does not put on one side."""
+        return self._gaps + self._others
 
     def seconds(self, values: Values, varying: frozenset[str], size: int) -> Array:
-        """[points] seconds of all rows.
-
-        A row that is provably on one side of its maximum, all over the block, joins one sum of
-        products; only the others are evaluated row by row.
-        """
-        coefficients, groups = self._table.at(values, varying, size)
-        launch, a, v, m = coefficients.reshape(4, len(self._counts), -1)
-        low, high = groups.min(axis=1), groups.max(axis=1)
-
-        def below(x: Array, y: Array) -> Any:  # x <= y all over the block
-            excess = x - y
-            return np.maximum(excess, 0) @ high + np.minimum(excess, 0) @ low <= 0
-
-        am, vm, va = below(a, m), below(v, m), below(v, a)
-        memory = am & vm
-        matrix = ~memory & va & below(m, a)
-        vector = ~memory & ~matrix & below(a, v) & below(m, v)
-        linear = self._counts @ launch
-        for rows, side in ((memory, m), (matrix, a), (vector, v)):
-            linear += self._counts[rows] @ side[rows]
-        seconds: Array = linear @ groups
-        rest = ~(memory | matrix | vector)
-        if rest.any():
-            found = np.where(am[:, None], v, a)[rest] @ groups
-            np.maximum(found, m[rest] @ groups, out=found)
-            third = (~am & ~vm & ~va)[rest]
-            if third.any():
-                found[third] = np.maximum(found[third], v[rest][third] @ groups)
-            seconds += self._counts[rest] @ found
+        """[points] seconds of all rows, at points inside of the box."""
+        coefficients, groups = self._sum.at(values, varying, size)
+        seconds: Array = coefficients[0] @ groups
+        if self._gaps:
+            gaps = coefficients[1 : 1 + self._gaps] @ groups
+            np.abs(gaps, out=gaps)
+            seconds += gaps.sum(axis=0)
+        if self._others:
+            sides = (coefficients[1 + self._gaps :] @ groups).reshape(3, self._others, size)
+            seconds += sides.max(axis=0).sum(axis=0)
         return seconds
 
     def waits(self, values: Values, varying: frozenset[str], size: int) -> Waits:
@@ -97,12 +111,25 @@ class Maxima:
         return found
 
 
+def _kept(sides: Sequence[Terms], box: Box) -> list[Terms]:
+    """The sides of a maximum without those that another one is never below."""
+    kept: list[Terms] = []
+    for side in sides:
+        if any(box.never_above(side, other) for other in kept):
+            continue
+        kept = [other for other in kept if not box.never_above(other, side)] + [side]
+    return kept
+
+
 class Shaped(NamedTuple):
     """A row with the shape that its family's formula takes; `floor` is its roofline."""
 
     count: int
     shape: tuple[tuple[str, Value], ...]
     floor: Bound
+
+
+_WHOLE = {"gemm", "gemm_fp8", "gemm_fp8_block", "grouped", OTHER}
 
 
 class Family:
@@ -115,7 +142,12 @@ class Family:
         self._group = Group(family, precision, (), {})
         self._calibration, self._conditions = calibration, conditions
         self._counts = np.array([row.count for row in rows], dtype=np.float64)
-        self._floor = Maxima([row.floor for row in rows], derived)
+        # Products count whole tiles at a share of the rates, and never less than the roofline.
+        own = calibration["gemm" if family == OTHER else family]
+        reached = calibration["power"].reach / calibration.base_reach
+        above = family in _WHOLE and own.memory <= 1 and own.matrix * reached <= 1
+        above = above and not any(row.floor.vector for row in rows)
+        self._floor = None if above else Maxima([row.floor for row in rows], derived)
         self._columns: dict[str, Any] = {}
         for name, _ in rows[0].shape:
             column = [dict(row.shape)[name] for row in rows]
@@ -150,6 +182,8 @@ class Family:
             matrix=given["matmul_efficiency"], memory=given["memory_efficiency"],
         )  # fmt: skip
         found = group_seconds(replace(self._group, columns=columns), cal, conditions)
+        if self._floor is None:
+            return found.seconds, found.compute, found.memory, found.latency
         _, a, v, m = self._floor.sides(values, varying, size)
         least = np.maximum(np.maximum(a, v), m)
         return np.maximum(found.seconds, least), found.compute, found.memory, found.latency

@@ -9,7 +9,7 @@ point. A point that is not given takes the traced size, the datasheet's figure, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,13 +17,14 @@ import numpy as np
 from tracer.hardware import Chip
 
 from ..algebra import Expr, Scope
+from .bounds import Box, Range
 from .calibration import calibration_of
 from .knobs import BYTES, INVERSE_MEMORY, INVERSE_VECTOR, ISSUE, defaults_of, derived_of
 from .knobs import inverse_matrix as inverse
 from .parts import Bound, Family, Maxima, Shaped
 from .roofline import KERNELS, Timing
-from .rows import Row, is_something
-from .tables import Array, Table, Terms, Values, added, names_of, terms_of
+from .rows import Row
+from .tables import Array, Table, Terms, Values, added, names_of, scaled, terms_of
 
 Axis: TypeAlias = Mapping[str, Array]  # names that vary together, arrays of one length
 
@@ -89,7 +90,9 @@ class StepModel:
     def seconds(self, points: Mapping[str, Any]) -> Array:
         """[points] seconds of the step; arrays of `points` have one length."""
         given, fixed = self._split(points)
-        found: Array = self.over(frozenset(given)).seconds([given] if given else [], fixed)
+        ranges = {k: (float(v.min()), float(v.max())) for k, v in given.items()}
+        ranges |= {k: (v, v) for k, v in fixed.items()}
+        found: Array = self.over(ranges).seconds([given] if given else [], fixed)
         return found.reshape(-1)
 
     def answer(self, points: Mapping[str, Any]) -> Answer:
@@ -99,7 +102,7 @@ class StepModel:
         values = Values({**self.defaults, **fixed, **axis}, self._derived)
         varying = frozenset(axis)
         sums = np.zeros((4, size))
-        for part, _ in self.parts(frozenset()):
+        for part, _ in self.parts({}):
             seconds, compute, memory, latency = part.waits(values, varying, size)
             works = compute >= memory
             busy = seconds - latency
@@ -116,18 +119,19 @@ class StepModel:
         axis, fixed = self._split(points)
         size = len(next(iter(axis.values()))) if axis else 1
         values = Values({**self.defaults, **fixed, **axis}, self._derived)
-        found = [part.waits(values, frozenset(axis), size) for part, _ in self.parts(frozenset())]
+        found = [part.waits(values, frozenset(axis), size) for part, _ in self.parts({})]
         return (
             np.concatenate([waits.compute for waits in found]),
             np.concatenate([waits.memory for waits in found]),
         )
 
-    def over(self, swept: frozenset[str]) -> Blocks:
-        """An evaluator for blocks of points in which only `swept` changes."""
-        return Blocks(self, swept)
+    def over(self, ranges: Mapping[str, Range]) -> Blocks:
+        """An evaluator for blocks of points: names of `ranges` stay in theirs, others as they are."""
+        return Blocks(self, ranges)
 
-    def parts(self, swept: frozenset[str]) -> list[tuple[Maxima | Family, frozenset[str]]]:
-        """Rows by what of `swept` they depend on: a part, and those names."""
+    def parts(self, ranges: Mapping[str, Range]) -> list[tuple[Maxima | Family, frozenset[str]]]:
+        """Rows by what of `ranges` they depend on: a part, and those names."""
+        box, swept = Box(ranges, self.defaults, self._derived), frozenset(ranges)
         groups: dict[Any, list[Any]] = {}
         for row, kind, needs in zip(self.rows, self._kinds, self._needs, strict=True):
             family = (row.family, row.precision) if isinstance(kind, Shaped) else None
@@ -135,7 +139,7 @@ class StepModel:
         found: list[tuple[Maxima | Family, frozenset[str]]] = []
         for (family, needs), kinds in groups.items():
             if family is None:
-                found.append((Maxima(kinds, self._derived), needs))
+                found.append((Maxima(kinds, self._derived, box), needs))
             else:
                 assert self._calibration is not None
                 conditions = self.timing.conditions()
@@ -164,18 +168,18 @@ class StepModel:
     def _kernel(self, row: Row, bound: Bound) -> Bound | Shaped:
         assert self._calibration is not None
         if row.family != "elementwise" or self._calibration["elementwise"].memory > 1:
-            return Shaped(row.count, _with_dtypes(row), bound)
+            return Shaped(row.count, row.shape, bound._replace(launch={}))
         # launch + max(memory / share, issue, vector) is never below the roofline.
         c, shape = self._calibration["elementwise"], dict(row.shape)
         rate = {1.0: c.scalar, 2.0: c.gather, 3.0: c.reduce}.get(shape["access"])  # type: ignore[arg-type]
         issue = terms_of(shape["elements"], 1 / rate, ISSUE) if rate else {}
-        memory = {m: x / c.memory for m, x in bound.memory.items()}
+        memory = scaled(bound.memory, 1 / c.memory)
         return Bound(row.count, {(): c.launch}, issue, bound.vector, memory)
 
     def _names(self, kind: Bound | Shaped) -> frozenset[str]:
         if isinstance(kind, Bound):
             return names_of(added(*kind[1:]), self._derived)
-        found = self._names(kind.floor) - {"launch"}
+        found = self._names(kind.floor)
         for _, value in kind.shape:
             found |= frozenset(value.symbols() if isinstance(value, Expr) else ())
         return found | {"sms", "frequency", "clock", "reserved_sms", "memory_efficiency",
@@ -183,17 +187,17 @@ class StepModel:
 
     def _total(self, side: str) -> dict[Any, float]:
         rows = self._bounds
-        return added(*({m: row.count * c for m, c in getattr(row, side).items()} for row in rows))
+        return added(*(scaled(getattr(row, side), row.count) for row in rows))
 
 
 class Blocks:
     """Seconds on blocks of a grid: what does not depend on an axis is computed once along it."""
 
-    def __init__(self, model: StepModel, swept: frozenset[str]) -> None:
+    def __init__(self, model: StepModel, ranges: Mapping[str, Range]) -> None:
         self._model = model
-        self._parts = model.parts(swept)
+        self._parts = model.parts(ranges)
         self._known: list[tuple[Any, Array] | None] = [None] * len(self._parts)
-        self._host = "host" in swept or model.defaults["host"] > 0
+        self._host = "host" in ranges or model.defaults["host"] > 0
 
     def seconds(
         self, axes: Sequence[Axis], fixed: Mapping[str, float], key: Any = None
@@ -204,11 +208,13 @@ class Blocks:
         """
         shape = tuple(len(next(iter(axis.values()))) for axis in axes)
         total = np.zeros(shape)
+        # Of one axis, all parts share what they know of its points.
+        shared = self._model.values({**fixed, **axes[0]}) if len(axes) == 1 else None
         for number, (part, needs) in enumerate(self._parts):
             known = self._known[number]
             state = (key, tuple(fixed[name] for name in sorted(needs & fixed.keys())))
             if key is None or known is None or known[0] != state:
-                known = (state, self._part(part, needs, axes, fixed))
+                known = (state, self._part(part, needs, axes, fixed, shared))
                 self._known[number] = known
             total += known[1]
         if self._host:
@@ -218,17 +224,19 @@ class Blocks:
 
     def _part(
         self, part: Maxima | Family, needs: frozenset[str], axes: Sequence[Axis],
-        fixed: Mapping[str, float],
+        fixed: Mapping[str, float], shared: Values | None,
     ) -> Array:  # fmt: skip
-        own = [needs & axis.keys() for axis in axes]
+        own = [frozenset(needs & axis.keys()) for axis in axes]
         sizes = [len(next(iter(a.values()))) if n else 1 for a, n in zip(axes, own, strict=True)]
+        if shared is not None and sizes[0] > 1:
+            return part.seconds(shared, own[0], sizes[0])
         given: dict[str, Any] = dict(fixed)
         for number, (axis, names) in enumerate(zip(axes, own, strict=True)):
             along = [1] * len(axes)
             along[number] = sizes[number]
             for name in names:
                 given[name] = np.broadcast_to(axis[name].reshape(along), sizes).ravel()
-        varying = frozenset().union(*own)
+        varying: frozenset[str] = frozenset().union(*own)
         found = part.seconds(self._model.values(given), varying, int(np.prod(sizes)))
         return found.reshape(sizes)
 
@@ -243,16 +251,3 @@ def _moved(value: Any, role: str, factor: float) -> Terms:
     return terms_of(value, factor, INVERSE_MEMORY) if role not in BYTES else {
         (*m, (BYTES[role], 1)): c for m, c in terms_of(value, factor, INVERSE_MEMORY).items()
     }  # fmt: skip
-
-
-def _with_dtypes(row: Row) -> tuple[tuple[str, Any], ...]:
-    """The shape with its bytes under the factors of `BYTES`."""
-    return row.shape
-
-
-def positions(names: Iterable[str]) -> dict[str, int]:
-    """Place of every name."""
-    return {name: i for i, name in enumerate(names)}
-
-
-assert is_something

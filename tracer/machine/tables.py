@@ -44,16 +44,22 @@ def added(*parts: Terms) -> dict[Monomial, float]:
     return total
 
 
+def scaled(terms: Terms, factor: float) -> dict[Monomial, float]:
+    """`terms` times a number."""
+    return {monomial: factor * c for monomial, c in terms.items()}
+
+
 def names_of(terms: Terms, derived: Mapping[str, Derived]) -> frozenset[str]:
     """Knobs and symbols that the value of `terms` depends on."""
     found: set[str] = set()
     for monomial in terms:
         for atom, _ in monomial:
-            found |= _atom_names(atom, derived)
+            found |= atom_names(atom, derived)
     return frozenset(found)
 
 
-def _atom_names(atom: Any, derived: Mapping[str, Derived]) -> set[str]:
+def atom_names(atom: Any, derived: Mapping[str, Derived]) -> set[str]:
+    """Knobs and symbols behind one atom."""
     if isinstance(atom, Call):
         return {name for arg in atom.args if isinstance(arg, Expr) for name in arg.symbols()}
     return set(derived[atom].names) if atom in derived else {atom}
@@ -140,7 +146,7 @@ class _Layout:
         groups: dict[Monomial, int] = {}
         place = []
         for monomial in columns:
-            moving = tuple(f for f in monomial if _atom_names(f[0], derived) & varying)
+            moving = tuple(f for f in monomial if atom_names(f[0], derived) & varying)
             self.fixed.append(tuple(f for f in monomial if f not in moving))
             place.append(groups.setdefault(moving, len(groups)))
         self.varying = tuple(groups)
