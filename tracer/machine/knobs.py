@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from tracer.hardware import Chip
 
-from .calibration import rates
+from .calibration import calibration_of, rates
 from .roofline import PEAK, VECTOR, Timing, matrix_unit
 from .tables import Derived
 
@@ -17,6 +19,8 @@ ASSUMED = ("launch", "matmul_efficiency", "memory_efficiency", "host", "clock", 
 BYTES = {"weights": "bytes.weights", "kv": "bytes.kv", "activations": "bytes.activations",
          "temporary": "bytes.activations"}  # fmt: skip
 INVERSE_MEMORY, INVERSE_VECTOR, ISSUE = "1/memory", "1/vector", "1/issue"
+INVERSE_NETWORK, EXCHANGE = "1/network", "exchange/network"
+RANKS = "EP"  # the symbol whose size decides over which wires
 
 
 def defaults_of(chip: Chip, timing: Timing) -> dict[str, float]:
@@ -30,6 +34,7 @@ def defaults_of(chip: Chip, timing: Timing) -> dict[str, float]:
         if value is not None:
             found[name] = float(value)
     found |= {name: float(getattr(timing, name)) for name in ASSUMED}
+    found["exchange"] = float(calibration_of(chip)["collective"].launch)
     return found | dict.fromkeys(BYTES.values(), 1.0)
 
 
@@ -64,6 +69,12 @@ def derived_of(chip: Chip, timing: Timing, precisions: frozenset[str]) -> dict[s
             lambda v: 1 / _issue(chip, v),
         ),
     }
+    found[INVERSE_NETWORK] = Derived(
+        frozenset(("link", "nic", RANKS)), lambda v: 1 / _wire(chip, v)
+    )
+    found[EXCHANGE] = Derived(
+        frozenset(("exchange", RANKS)), lambda v: np.where(v[RANKS] > 1, v["exchange"], 0.0)
+    )
     if "fp32" in chip.vector:
         names = frozenset(("vector", "clock"))
         found[INVERSE_VECTOR] = Derived(names, lambda v: 1 / (v["vector"] * v["clock"]))
@@ -75,9 +86,19 @@ def derived_of(chip: Chip, timing: Timing, precisions: frozenset[str]) -> dict[s
     return found
 
 
+_NO_WIRE = 1e-30  # B/s of a chip without a network: no plan over it is ever the best
+
+
 def inverse_matrix(precision: str) -> str:
     """The atom of seconds a FLOP of products in `precision`."""
     return f"1/matrix.{precision}"
+
+
+def _wire(chip: Chip, values: Mapping[str, Any]) -> Any:
+    """One-way bytes a second of one chip among `RANKS`; what is missing carries nothing."""
+    outside = values.get("nic", _NO_WIRE)
+    inside = values.get("link", outside)
+    return np.where(values[RANKS] <= (chip.link_domain or 1), inside, outside)
 
 
 def _issue(chip: Chip, values: Mapping[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from .tables import Array, Derived, Table, Terms, Values, added, scaled
 class Bound(NamedTuple):
     """Seconds of one launch: `launch + max(matrix, vector, memory)`, each a sum of terms."""
 
-    count: int
+    times: int
     launch: Terms
     matrix: Terms
     vector: Terms
@@ -51,7 +51,7 @@ class Maxima:
     def __init__(
         self, rows: Sequence[Bound], derived: Mapping[str, Derived], box: Box | None = None
     ) -> None:
-        self._counts = np.array([row.count for row in rows], dtype=np.float64)
+        self._counts = np.array([row.times for row in rows], dtype=np.float64)
         self._table = Table(
             [terms for name in ("launch", "matrix", "vector", "memory")
              for row in rows for terms in [getattr(row, name)]],
@@ -63,17 +63,17 @@ class Maxima:
         gaps: list[Terms] = []
         others: list[Terms] = []  # three to a row
         for row in rows:
-            linear.append(scaled(row.launch, row.count))
+            linear.append(scaled(row.launch, row.times))
             sides = _kept([row.matrix, row.vector, row.memory], box)
             if len(sides) == 1:
-                linear.append(scaled(sides[0], row.count))
+                linear.append(scaled(sides[0], row.times))
             elif len(sides) == 2:
                 # max(x, y) = (x + y) / 2 + |x - y| / 2: half the products of two sides.
-                x, y = (scaled(side, 0.5 * row.count) for side in sides)
+                x, y = (scaled(side, 0.5 * row.times) for side in sides)
                 linear += [x, y]
                 gaps.append(added(x, scaled(y, -1.0)))
             else:
-                others += [scaled(side, row.count) for side in sides]
+                others += [scaled(side, row.times) for side in sides]
         self._gaps, self._others = len(gaps), len(others) // 3
         self._sum = Table([added(*linear), *gaps, *others[::3], *others[1::3], *others[2::3]],
                           derived)  # fmt: skip
@@ -124,7 +124,7 @@ def _kept(sides: Sequence[Terms], box: Box) -> list[Terms]:
 class Shaped(NamedTuple):
     """A row with the shape that its family's formula takes; `floor` is its roofline."""
 
-    count: int
+    times: int
     shape: tuple[tuple[str, Value], ...]
     floor: Bound
 
@@ -141,7 +141,7 @@ class Family:
     ) -> None:  # fmt: skip
         self._group = Group(family, precision, (), {})
         self._calibration, self._conditions = calibration, conditions
-        self._counts = np.array([row.count for row in rows], dtype=np.float64)
+        self._counts = np.array([row.times for row in rows], dtype=np.float64)
         # Products count whole tiles at a share of the rates, and never less than the roofline.
         own = calibration["gemm" if family == OTHER else family]
         reached = calibration["power"].reach / calibration.base_reach
@@ -152,7 +152,7 @@ class Family:
         for name, _ in rows[0].shape:
             column = [dict(row.shape)[name] for row in rows]
             if not any(isinstance(value, Expr) for value in column):
-                self._columns[name] = np.array([[float(value)] for value in column])  # type: ignore[arg-type]
+                self._columns[name] = np.array([[float(value)] for value in column])
             else:  # [1, points] where all rows agree
                 self._columns[name] = column[:1] if len(set(column)) == 1 else column
 

@@ -15,12 +15,12 @@ from .shapes import Shape, shape_of
 
 
 class Row(NamedTuple):
-    """`count` launches, each of this cost and shape.
+    """`times` launches, each of this cost and shape.
 
     `flops` are by precision with repeated ones in, `published` without; `moved` is by role.
     """
 
-    count: int
+    times: int
     flops: tuple[tuple[str, Value], ...]
     published: tuple[tuple[str, Value], ...]
     vector: Value
@@ -39,7 +39,7 @@ def rows_of(ledger: Ledger) -> tuple[Row, ...]:
     for kernel in ledger.kernels:
         row = _row(kernel, shape_of(ledger, kernel))
         counts[row] = counts.get(row, 0) + max(kernel.launches, 1)
-    return tuple(row._replace(count=count) for row, count in counts.items())
+    return tuple(row._replace(times=count) for row, count in counts.items())
 
 
 def _row(kernel: Kernel, shape: Shape) -> Row:

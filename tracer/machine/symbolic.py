@@ -19,8 +19,19 @@ from tracer.hardware import Chip
 from ..algebra import Expr, Scope
 from .bounds import Box, Range
 from .calibration import calibration_of
-from .knobs import BYTES, INVERSE_MEMORY, INVERSE_VECTOR, ISSUE, defaults_of, derived_of
+from .kernels import CLASSES, GATHER, REDUCE, SCALAR
+from .knobs import (
+    BYTES,
+    EXCHANGE,
+    INVERSE_MEMORY,
+    INVERSE_NETWORK,
+    INVERSE_VECTOR,
+    ISSUE,
+    defaults_of,
+    derived_of,
+)
 from .knobs import inverse_matrix as inverse
+from .network import Network
 from .parts import Bound, Family, Maxima, Shaped
 from .roofline import KERNELS, Timing
 from .rows import Row
@@ -33,7 +44,8 @@ class Answer(NamedTuple):
     """What a step is at every point, arrays [points].
 
     `seconds` is the estimate; `compute`, `memory` and `latency` are the parts of it that wait for
-    each. `ideal_compute` and `ideal_memory` are all FLOPs and all bytes at the full rates.
+    each on the chip, `network` what it sends and hides behind nothing. `ideal_compute` and
+    `ideal_memory` are all FLOPs and all bytes at the full rates.
     """
 
     seconds: Array
@@ -44,6 +56,7 @@ class Answer(NamedTuple):
     ideal_memory: Array
     flops: Array
     moved: Array
+    network: Array
 
     @property
     def intensity(self) -> Array:
@@ -60,32 +73,44 @@ class StepModel:
 
     def __init__(
         self, rows: Sequence[Row], chip: Chip, timing: Timing | None = None,
-        scope: Scope | None = None,
+        scope: Scope | None = None, network: Network | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.chip, self.timing = tuple(rows), chip, timing or Timing()
+        self._made_of = (self.rows, chip, self.timing, scope, network)
         self.defaults = defaults_of(chip, self.timing)
         self.defaults |= {name: float(n) for name, n in (scope.samples if scope else {}).items()}
         precisions = frozenset(p for row in self.rows for p, _ in row.flops)
         self._derived = derived_of(chip, self.timing, precisions)
-        self.launches = sum(row.count for row in self.rows)
+        self.launches = sum(row.times for row in self.rows)
         kernels = self.timing.model == KERNELS
         self._calibration = calibration_of(chip) if kernels else None
         self._bounds = [self._roofline(row) for row in self.rows]
         self._kinds: list[Bound | Shaped] = list(self._bounds)
         if kernels:
-            self._kinds = [self._kernel(*pair) for pair in zip(self.rows, self._bounds, strict=True)]
+            self._kinds = [
+                self._kernel(*pair) for pair in zip(self.rows, self._bounds, strict=True)
+            ]
         self._needs = [self._names(kind) for kind in self._kinds]
+        self._sent = self._network(network)
         totals = [self._total(name) for name in ("matrix", "vector", "memory")]
         counted = [
-            added(*(terms_of(x, row.count) for row in self.rows for _, x in getattr(row, name)))
+            added(*(terms_of(x, row.times) for row in self.rows for _, x in getattr(row, name)))
             for name in ("published", "moved")
         ]
-        self._totals = Table([*totals, *counted], self._derived)
+        self._totals = Table([*totals, *counted, self._sent], self._derived)
+
+    def __reduce__(self) -> Any:
+        return StepModel, self._made_of
+
+    @property
+    def networked(self) -> bool:
+        """Whether the step sends anything between chips."""
+        return bool(self._sent)
 
     @property
     def names(self) -> frozenset[str]:
         """Everything that the seconds depend on and a point may give."""
-        return frozenset().union(*self._needs, ("host",))
+        return frozenset().union(*self._needs, names_of(self._sent, self._derived), ("host",))
 
     def seconds(self, points: Mapping[str, Any]) -> Array:
         """[points] seconds of the step; arrays of `points` have one length."""
@@ -111,8 +136,10 @@ class StepModel:
         sums[0] += idle
         sums[3] += idle
         coefficients, groups = self._totals.at(values, varying, size)
-        matrix, vector, *rest = coefficients @ groups
-        return Answer(*sums, np.maximum(matrix, vector), *rest)
+        matrix, vector, traffic, flops, moved, network = coefficients @ groups
+        sums[0] += network
+        ideal = np.maximum(matrix, vector)
+        return Answer(sums[0], sums[1], sums[2], sums[3], ideal, traffic, flops, moved, network)
 
     def sides(self, points: Mapping[str, Any]) -> tuple[Array, Array]:
         """[rows, points]: seconds of compute and of memory of every row, by the model in force."""
@@ -126,7 +153,7 @@ class StepModel:
         )
 
     def over(self, ranges: Mapping[str, Range]) -> Blocks:
-        """An evaluator for blocks of points: names of `ranges` stay in theirs, others as they are."""
+        """An evaluator for blocks of points in which names of `ranges` stay in theirs."""
         return Blocks(self, ranges)
 
     def parts(self, ranges: Mapping[str, Range]) -> list[tuple[Maxima | Family, frozenset[str]]]:
@@ -144,7 +171,7 @@ class StepModel:
                 assert self._calibration is not None
                 conditions = self.timing.conditions()
                 more = (self._derived, self._calibration, conditions)
-                found.append((Family(*family, kinds, *more), needs))
+                found.append((Family(family[0], family[1], kinds, *more), needs))
         return found
 
     def values(self, given: Mapping[str, Any]) -> Values:
@@ -158,7 +185,7 @@ class StepModel:
     def _roofline(self, row: Row) -> Bound:
         matrix = [terms_of(flops, 1.0, inverse(p)) for p, flops in row.flops]
         return Bound(
-            row.count,
+            row.times,
             {(("launch", 1),): 1.0},
             added(*matrix),
             terms_of(row.vector, 1.0, INVERSE_VECTOR),
@@ -168,13 +195,14 @@ class StepModel:
     def _kernel(self, row: Row, bound: Bound) -> Bound | Shaped:
         assert self._calibration is not None
         if row.family != "elementwise" or self._calibration["elementwise"].memory > 1:
-            return Shaped(row.count, row.shape, bound._replace(launch={}))
+            return Shaped(row.times, row.shape, bound._replace(launch={}))
         # launch + max(memory / share, issue, vector) is never below the roofline.
         c, shape = self._calibration["elementwise"], dict(row.shape)
-        rate = {1.0: c.scalar, 2.0: c.gather, 3.0: c.reduce}.get(shape["access"])  # type: ignore[arg-type]
+        access = CLASSES[int(shape["access"])]  # a class, never an expression
+        rate = {SCALAR: c.scalar, GATHER: c.gather, REDUCE: c.reduce}.get(access)
         issue = terms_of(shape["elements"], 1 / rate, ISSUE) if rate else {}
         memory = scaled(bound.memory, 1 / c.memory)
-        return Bound(row.count, {(): c.launch}, issue, bound.vector, memory)
+        return Bound(row.times, {(): c.launch}, issue, bound.vector, memory)
 
     def _names(self, kind: Bound | Shaped) -> frozenset[str]:
         if isinstance(kind, Bound):
@@ -185,9 +213,21 @@ class StepModel:
         return found | {"sms", "frequency", "clock", "reserved_sms", "memory_efficiency",
                         "matmul_efficiency", "bandwidth"}  # fmt: skip
 
+    def _network(self, network: Network | None) -> Terms:
+        if network is None:
+            return {}
+        waits = scaled({((EXCHANGE, 1),): 1.0}, network.exchanges)
+        return added(terms_of(network.moved, 1.0, INVERSE_NETWORK), waits)
+
+    def sent(self, ranges: Mapping[str, Range]) -> tuple[Maxima, frozenset[str]]:
+        """The network's seconds as a part, and what of `ranges` they depend on."""
+        box = Box(ranges, self.defaults, self._derived)
+        part = Maxima([Bound(1, self._sent, {}, {}, {})], self._derived, box)
+        return part, names_of(self._sent, self._derived) & frozenset(ranges)
+
     def _total(self, side: str) -> dict[Any, float]:
         rows = self._bounds
-        return added(*(scaled(getattr(row, side), row.count) for row in rows))
+        return added(*(scaled(getattr(row, side), row.times) for row in rows))
 
 
 class Blocks:
@@ -196,12 +236,11 @@ class Blocks:
     def __init__(self, model: StepModel, ranges: Mapping[str, Range]) -> None:
         self._model = model
         self._parts = model.parts(ranges)
+        self._sent = model.sent(ranges) if model.networked else None
         self._known: list[tuple[Any, Array] | None] = [None] * len(self._parts)
         self._host = "host" in ranges or model.defaults["host"] > 0
 
-    def seconds(
-        self, axes: Sequence[Axis], fixed: Mapping[str, float], key: Any = None
-    ) -> Array:
+    def seconds(self, axes: Sequence[Axis], fixed: Mapping[str, float], key: Any = None) -> Array:
         """Seconds [len(axes[0]), len(axes[1]), ...]; names of `fixed` have one value in the block.
 
         `key`: equal where the arrays of `axes` are those of the call before.
@@ -220,6 +259,8 @@ class Blocks:
         if self._host:
             host = self._spread("host", axes, fixed) * self._model.launches
             np.maximum(total, host, out=total)
+        if self._sent is not None:
+            total += self._part(*self._sent, axes, fixed, shared)
         return total
 
     def _part(
