@@ -54,7 +54,8 @@ class Box:
         for atom, power in monomial:
             bounds = sorted(_power(end, power) for end in self._atom(atom))
             low, high = low * bounds[0], high * bounds[1]
-        return low, (math.inf if math.isnan(high) else high)
+        # 0 times infinity is anything between them.
+        return (0.0 if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
 
     def _atom(self, atom: Any) -> Range:
         found = self._known.get(atom)

@@ -195,7 +195,7 @@ class StepModel:
     def _kernel(self, row: Row, bound: Bound) -> Bound | Shaped:
         assert self._calibration is not None
         if row.family != "elementwise" or self._calibration["elementwise"].memory > 1:
-            return Shaped(row.times, row.shape, bound._replace(launch={}))
+            return Shaped(row.times, _retyped(row), bound._replace(launch={}))
         # launch + max(memory / share, issue, vector) is never below the roofline.
         c, shape = self._calibration["elementwise"], dict(row.shape)
         access = CLASSES[int(shape["access"])]  # a class, never an expression
@@ -292,3 +292,20 @@ def _moved(value: Any, role: str, factor: float) -> Terms:
     return terms_of(value, factor, INVERSE_MEMORY) if role not in BYTES else {
         (*m, (BYTES[role], 1)): c for m, c in terms_of(value, factor, INVERSE_MEMORY).items()
     }  # fmt: skip
+
+
+def _retyped(row: Row) -> tuple[tuple[str, Any], ...]:
+    """The row's shape, its bytes under the factors of `BYTES`."""
+    scope = Scope()
+    more: Any = 0
+    for role, moved in row.moved:
+        if role in BYTES:
+            more = more + (Expr(scope, {((BYTES[role], 1),): 1}) - 1) * moved
+    # A cache's own stream has no queries and outputs in it.
+    kept: dict[str, Any] = dict(row.shape)
+    if "moved" in kept:
+        kept["moved"] = kept["moved"] + more
+    if "nbytes" in kept:
+        cache = dict(row.moved).get("kv", 0)
+        kept["nbytes"] = kept["nbytes"] + (Expr(scope, {((BYTES["kv"], 1),): 1}) - 1) * cache
+    return tuple(kept.items())

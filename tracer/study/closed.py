@@ -6,13 +6,14 @@ later question about it needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..algebra import Call, Expr, Guard, Scope, Value
 from ..algebra.expression import call as call_of
 from ..algebra.expression import make
+from ..algebra.functions import apply
 from ..algebra.plain import from_plain, scope_from_plain, scope_to_plain, to_plain
 from ..capture.records import Op, TensorRef
 from ..cost import Ledger
@@ -193,20 +194,38 @@ def _shared(value: Any, count: Expr) -> Any:
     """`value` with experts hit by B·EP tokens, over EP, in place of those hit by B."""
     if isinstance(value, tuple):
         return tuple(_shared(item, count) for item in value)
+
+    def replaced(atom: Any) -> Any:
+        if isinstance(atom, Call) and atom.name == "distinct":
+            experts, top_k, tokens = atom.args
+            return call_of("distinct", experts, top_k, tokens * count) / count
+        return None
+
+    return mapped(value, replaced)
+
+
+def bound(value: Any, point: Mapping[str, Any]) -> Any:
+    """`value` with numbers in place of the symbols of `point`."""
+    return mapped(value, lambda atom: point.get(atom) if isinstance(atom, str) else None)
+
+
+def mapped(value: Any, replaced: Callable[[Any], Any]) -> Any:
+    """`value` with what `replaced` gives in place of each atom; None keeps it, arguments mapped."""
     if not isinstance(value, Expr):
         return value
     total: Any = 0
     for monomial, coefficient in value.terms.items():
         product: Any = coefficient
         for atom, power in monomial:
-            factor = make(value.scope, {((atom, 1),): 1})
-            if isinstance(atom, Call):
-                if atom.name == "distinct":
-                    experts, top_k, tokens = atom.args
-                    factor = call_of("distinct", experts, top_k, tokens * count) / count
-                else:
-                    args = [_shared(arg, count) for arg in atom.args]
+            factor = replaced(atom)
+            if factor is None and isinstance(atom, Call):
+                args = [mapped(arg, replaced) for arg in atom.args]
+                if any(isinstance(arg, Expr) for arg in args):
                     factor = call_of(atom.name, *args)
+                else:
+                    factor = apply(atom.name, args)
+            elif factor is None:
+                factor = make(value.scope, {((atom, 1),): 1})
             for _ in range(abs(power)):
                 product = product * factor if power > 0 else product / factor
         total = total + product
