@@ -100,7 +100,11 @@ class StepModel:
         self._totals = Table([*totals, *counted, self._sent], self._derived)
 
     def __reduce__(self) -> Any:
-        return StepModel, self._made_of
+        return _again, (self._made_of, self.defaults)
+
+    def fix(self, values: Mapping[str, float]) -> None:
+        """Take other defaults; points that do not give these names are at them."""
+        self.defaults |= values
 
     @property
     def networked(self) -> bool:
@@ -286,6 +290,12 @@ class Blocks:
             if name in axis:
                 return axis[name].reshape([-1 if i == number else 1 for i in range(len(axes))])
         return fixed.get(name, self._model.defaults[name])
+
+
+def _again(made_of: tuple[Any, ...], defaults: dict[str, float]) -> StepModel:
+    model = StepModel(*made_of)
+    model.fix(defaults)
+    return model
 
 
 def _moved(value: Any, role: str, factor: float) -> Terms:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class Structure:
     layers: int | None = None
     conventions: Conventions = field(default_factory=Conventions)
     changes: tuple[tuple[str, int], ...] = ()  # key of the config, its value
+
+    def alone(self) -> Structure:
+        """The same for a batch of 1, which is no symbol: other branches and kernels run."""
+        return replace(self, batch=1)
+
+    def of(self, phase: str, batch: int | None) -> Structure:
+        """The same in another phase, and with another batch if one is given."""
+        return replace(self, phase=phase, batch=batch or self.batch)
 
     @property
     def name(self) -> str:

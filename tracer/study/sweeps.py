@@ -160,6 +160,49 @@ def run(
     return found, tables
 
 
+def with_ones(
+    closed: Closed, model: StepModel, alone: Closed, single: StepModel, axes: Sequence[Axis],
+    title: str,
+) -> SweepTable:  # fmt: skip
+    """All points of a small grid whose axis B holds 1: those come from a trace of their own.
+
+    `alone` and `single` are the step of a batch of 1, which has no symbol B.
+
+    Raises:
+        UserError: as `check_axes`, or too many points for a table.
+    """
+    batch = next(axis for axis in axes if axis.name == "B")
+    larger = [a if a is not batch else replace(a, values=_but_one(a)) for a in axes]
+    others = [axis for axis in axes if axis is not batch]
+    rows: list[tuple[Cell, ...]] = []
+    place = list(axes).index(batch)
+    if larger[place].values:
+        job = Job(closed, model, check_axes(closed, model, larger))
+        _few(job.grid)
+        rows += run(job, title=title)[1][0].rows
+    if others:
+        job = Job(alone, single, check_axes(alone, single, others))
+        found = list(run(job, title=title)[1][0].rows)
+    else:
+        found = _lines(Grid(()), {}, evaluate(Job(alone, single, Grid(())), {}))
+    rows += [(*row[:place], 1, *row[place:]) for row in found]
+    order = sorted(rows, key=lambda row: tuple(float(str(row[i])) for i in range(len(axes))))
+    names = tuple(axis.name for axis in axes)
+    return SweepTable(title, names, (*names, *COLUMNS), tuple(order), len(order))
+
+
+def _but_one(axis: Axis) -> tuple[float, ...]:
+    return tuple(value for value in axis.values if value != 1)
+
+
+def _few(grid: Grid) -> None:
+    if grid.size > SHOWN:
+        raise UserError(
+            f"--sweep B=1,...: {grid.size:,} points are too many for a table; start B at 2, and "
+            "give --at B=1 to a sweep of its own"
+        )
+
+
 def selection(job: Job, numbers: Any, title: str, kept: str) -> SweepTable:
     """A table of some points of a grid."""
     if not len(numbers):
