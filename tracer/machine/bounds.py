@@ -27,15 +27,16 @@ class Box:
         self._ranges, self._fixed, self._derived = ranges, fixed, derived
         self._known: dict[Any, Range] = {}
 
-    def never_above(self, x: Terms, y: Terms) -> bool:
-        """Whether x <= y is proven at every point.
+    def never_above(self, x: Terms, y: Terms, *, strict: bool = False) -> bool:
+        """Whether x <= y is proven at every point, or x < y if `strict`.
 
         All terms of x - y are divided by one that y has more of, so that what they share cancels;
         then every quotient is taken at its worst.
         """
         excess = {m: c for m, c in added(x, {m: -c for m, c in y.items()}).items() if c}
         if all(c < 0 for c in excess.values()):
-            return all(self.product(m)[0] >= 0 for m in excess)
+            lows = [self.product(m)[0] for m in excess]
+            return all(low >= 0 for low in lows) and (not strict or any(low > 0 for low in lows))
         for lead in (m for m, c in excess.items() if c < 0):
             if self.product(lead)[0] <= 0:
                 continue
@@ -44,7 +45,7 @@ class Box:
             for monomial, c in excess.items():
                 low, high = self.product(times(monomial, inverse))
                 total += c * (high if c > 0 else low)
-            if total <= 0:
+            if total < 0 or (total == 0 and not strict):
                 return True
         return False
 

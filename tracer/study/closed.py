@@ -100,8 +100,10 @@ class Closed:
             raise UserError(f"{self.name}: no routed experts to spread over EP")
         if EP in self.scope.symbols:
             return self
-        count = self.scope.symbol(EP, 1, low=1)
-        self.scope.guards[Guard(self.experts.count, "divides", count)] = None
+        scope = Scope()  # its own: the step as it was has no EP
+        scope.symbols, scope.guards = dict(self.scope.symbols), dict(self.scope.guards)
+        count = scope.symbol(EP, 1, low=1)
+        scope.guards[Guard(self.experts.count, "divides", count)] = None
         rows = tuple(Row(*(_shared(x, count) for x in row)) for row in self.rows)
         if rows == self.rows:
             raise UserError(f"{self.name}: spreading experts over EP needs routing=uniform")
@@ -109,7 +111,7 @@ class Closed:
         sent = self.experts.exchanged * (1 - 1 / count)
         return replace(
             self, rows=rows, memory=replace(self.memory, weights=own),
-            network=Network(sent, self.experts.exchanges, count),
+            network=Network(sent, self.experts.exchanges, count), scope=scope,
             symbols={**self.symbols, EP: "GPUs that share the routed experts, B sequences each"},
         )  # fmt: skip
 

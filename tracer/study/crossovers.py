@@ -60,9 +60,9 @@ def first_crossing(left: Value, right: Value, unknown: str, low: int, high: int)
 
 
 def never(left: Value, right: Value, unknown: str, low: float, high: float) -> bool:
-    """Whether `left` is proven to stay at most at `right` for all values in [low, high]."""
+    """Whether `left` is proven to stay below `right` for all values in [low, high]."""
     box = Box({unknown: (float(low), float(high))}, {}, {})
-    return box.never_above(terms_of(left), terms_of(right))
+    return box.never_above(terms_of(left), terms_of(right), strict=True)
 
 
 def crossover(
