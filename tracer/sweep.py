@@ -216,9 +216,7 @@ def _study(name: str, asked: _Asked, chip: Any, keep: Any) -> None:
         phase, axis = ("decode", "B=1:1024:x2") if name == "decode-batch" else (
             "prefill", "S=128:131072:x2")  # fmt: skip
         structure = asked.structure.of(phase, 8 if name == "decode-batch" else None)
-        given = asked._replace(
-            point={n: v for n, v in asked.point.items() if n != axis[0]}, structure=structure
-        )
+        given = _of_phase(asked, phase, axis[0])._replace(structure=structure)
         closed, model = _closed(given, chip, set())
         axes = [parse_axis(axis)]
         longest = closed.longest or 131072
@@ -233,6 +231,7 @@ def _study(name: str, asked: _Asked, chip: Any, keep: Any) -> None:
         keep(name, shown.table(table), [table])
         return
     structure = asked.structure.of("decode", None)
+    asked = _of_phase(asked, "decode")
     if name == "exploration":
         spread, model = _closed(asked, chip, {EP}, structure)
         assert spread.experts is not None
@@ -261,6 +260,12 @@ def _study(name: str, asked: _Asked, chip: Any, keep: Any) -> None:
         knobs = [k for k in ("top_k", "hidden", "rank", "experts") if _has(structure, k)]
         answers = elasticities.structural(structure, model, sizes_at, knobs, asked.cache)
         keep(name, f"{closed.name}, at {sizes_at}\n{shown.elasticities(answers)}", answers)
+
+
+def _of_phase(asked: _Asked, phase: str, swept: str = "") -> _Asked:
+    """`--at` without sizes that a study's phase does not have, or sweeps itself."""
+    other = {"decode": "S", "prefill": "L"}[phase]
+    return asked._replace(point={n: v for n, v in asked.point.items() if n not in (other, swept)})
 
 
 def _has(structure: Structure, knob: str) -> bool:

@@ -137,6 +137,7 @@ def run(
     with writer as file:
         if file is not None:
             csv.writer(file).writerow([*job.grid.names, *COLUMNS])
+            file.flush()
         first = 0
         for part in _in_order(job, executor):
             if file is not None and part.rows is not None:
@@ -264,7 +265,7 @@ def _in_order(job: Job, executor: Executor | None) -> Iterator[Found]:
             task, future = waiting.popleft()
             try:
                 found = run_blocks(payload, *task) if future is None else future.result()
-            except BrokenExecutor:  # a worker died: what is not done yet is done here
+            except Exception:  # a worker died, or the way to it: an error of our own comes again
                 found = run_blocks(payload, *task)
             if len(waiting) < 32:
                 more()
