@@ -19,7 +19,7 @@ from .calibration import Calibration
 from .knobs import chip_at
 from .model import Conditions, Group, group_seconds
 from .shapes import OTHER
-from .tables import Array, Derived, Table, Terms, Values, added, scaled
+from .tables import Array, Derived, Table, Terms, Values, added, scaled, terms_of
 
 
 class Bound(NamedTuple):
@@ -129,6 +129,9 @@ class Shaped(NamedTuple):
     floor: Bound
 
 
+# Formulas make some forty arrays: of so many numbers each, they stay in a core's nearest cache.
+_ELEMENTS, _LEAST = 3072, 64
+
 _WHOLE = {"gemm", "gemm_fp8", "gemm_fp8_block", "grouped", OTHER}
 
 
@@ -148,13 +151,18 @@ class Family:
         above = family in _WHOLE and own.memory <= 1 and own.matrix * reached <= 1
         above = above and not any(row.floor.vector for row in rows)
         self._floor = None if above else Maxima([row.floor for row in rows], derived)
-        self._columns: dict[str, Any] = {}
+        self._columns: dict[str, Array] = {}
+        self._places: dict[str, slice] = {}  # of what depends on the points, in `_sums`
+        sums: list[Terms] = []
         for name, _ in rows[0].shape:
             column = [dict(row.shape)[name] for row in rows]
-            if not any(isinstance(value, Expr) for value in column):
-                self._columns[name] = np.array([[float(value)] for value in column])
-            else:  # [1, points] where all rows agree
-                self._columns[name] = column[:1] if len(set(column)) == 1 else column
+            if any(isinstance(value, Expr) for value in column):
+                column = column[:1] if len(set(column)) == 1 else column  # one where all agree
+                self._places[name] = slice(len(sums), len(sums) + len(column))
+                sums += [terms_of(value) for value in column]
+            else:
+                self._columns[name] = np.array([[value] for value in column], dtype=np.float64)
+        self._sums = Table(sums, derived)
 
     def seconds(self, values: Values, varying: frozenset[str], size: int) -> Array:
         """[points] seconds of all rows."""
@@ -163,27 +171,30 @@ class Family:
 
     def waits(self, values: Values, varying: frozenset[str], size: int) -> Waits:
         """Row by row."""
-        shape = (len(self._counts), size)
-        counts = self._counts[:, None]
-        parts = [np.broadcast_to(x, shape) * counts for x in self._of_each(values, varying, size)]
-        return Waits(*parts)
+        return Waits(*(self._counts[:, None] * x for x in self._of_each(values, varying, size)))
 
-    def _of_each(self, values: Values, varying: frozenset[str], size: int) -> tuple[Any, ...]:
-        columns = {
-            name: column if isinstance(column, np.ndarray)
-            else np.array([np.broadcast_to(values.of(value), (size,)) for value in column])
-            for name, column in self._columns.items()
-        }  # fmt: skip
-        given = values.given
-        cal = self._calibration
-        cal = replace(cal, chip=chip_at(cal.chip, given))
+    def _of_each(self, values: Values, varying: frozenset[str], size: int) -> Array:
+        """[seconds, compute, memory, latency; rows; points] of one launch."""
+        coefficients, groups = self._sums.at(values, varying, size)
+        sums = coefficients @ groups
+        moving = {name: values.given[name] for name in varying}
+        found = np.empty((4, len(self._counts), size))
+        width = max(_LEAST, _ELEMENTS // len(self._counts))
+        for start in range(0, size, width):
+            piece = slice(start, start + width)
+            given = {**values.given, **{name: x[piece] for name, x in moving.items()}}
+            own = {name: sums[place, piece] for name, place in self._places.items()}
+            for x, part in zip(found, self._estimate({**self._columns, **own}, given), strict=True):
+                x[:, piece] = part
+        if self._floor is not None:
+            _, a, v, m = self._floor.sides(values, varying, size)
+            np.maximum(found[0], np.maximum(np.maximum(a, v), m), out=found[0])
+        return found
+
+    def _estimate(self, columns: Mapping[str, Array], given: Mapping[str, Any]) -> Any:
+        cal = replace(self._calibration, chip=chip_at(self._calibration.chip, given))
         conditions = replace(
             self._conditions, clock=given["clock"], reserved_sms=given["reserved_sms"],
             matrix=given["matmul_efficiency"], memory=given["memory_efficiency"],
         )  # fmt: skip
-        found = group_seconds(replace(self._group, columns=columns), cal, conditions)
-        if self._floor is None:
-            return found.seconds, found.compute, found.memory, found.latency
-        _, a, v, m = self._floor.sides(values, varying, size)
-        least = np.maximum(np.maximum(a, v), m)
-        return np.maximum(found.seconds, least), found.compute, found.memory, found.latency
+        return group_seconds(replace(self._group, columns=columns), cal, conditions)

@@ -20,6 +20,7 @@ from ..algebra import Expr, Scope
 from .bounds import Box, Range
 from .calibration import calibration_of
 from .kernels import CLASSES, GATHER, REDUCE, SCALAR
+from .kernels.gemm import TILE
 from .knobs import (
     BYTES,
     EXCHANGE,
@@ -162,10 +163,13 @@ class StepModel:
 
     def parts(self, ranges: Mapping[str, Range]) -> list[tuple[Maxima | Family, frozenset[str]]]:
         """Rows by what of `ranges` they depend on: a part, and those names."""
+        sms = ranges.get("sms", (0.0, self.defaults.get("sms", float("inf"))))[1]
         box, swept = Box(ranges, self.defaults, self._derived), frozenset(ranges)
         groups: dict[Any, list[Any]] = {}
         for row, kind, needs in zip(self.rows, self._kinds, self._needs, strict=True):
-            family = (row.family, row.precision) if isinstance(kind, Shaped) else None
+            family = None
+            if isinstance(kind, Shaped):  # products that fill the chip never split, and are faster
+                family = (row.family, row.precision, _fills(row, sms))
             groups.setdefault((family, needs & swept), []).append(kind)
         found: list[tuple[Maxima | Family, frozenset[str]]] = []
         for (family, needs), kinds in groups.items():
@@ -296,6 +300,13 @@ def _again(made_of: tuple[Any, ...], defaults: dict[str, float]) -> StepModel:
     model = StepModel(*made_of)
     model.fix(defaults)
     return model
+
+
+def _fills(row: Row, sms: float) -> bool:
+    """Whether even one row of tiles of a product occupies every SM."""
+    shape = dict(row.shape)
+    n, batch = shape.get("n"), shape.get("batch")
+    return isinstance(n, float) and isinstance(batch, float) and batch * n / TILE >= sms
 
 
 def _moved(value: Any, role: str, factor: float) -> Terms:
