@@ -45,13 +45,14 @@ def main() -> None:
     options = parser.parse_args()
     closed = closed_form(Structure(MODEL, "decode"), Cache.of_user())
     chip = load_chip("h200_sxm")
-    print(f"{MODEL} decode: {len(closed.rows)} different kernels, "
-          f"{sum(row.times for row in closed.rows):,} launches; load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    launches = sum(row.times for row in closed.rows)
+    print(f"{MODEL} decode: {len(closed.rows)} different kernels, {launches:,} launches")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f}")
     for timing in (Timing(model="roofline"), Timing()):
         model = StepModel(closed.rows, chip, timing, closed.scope)
         _blocks(model)
-        _grid(closed, model, "serial", "B=2:1025:1", "L=2048:131072:x1.3", "bandwidth=2e12:9e12:4e11",
-              "peak=5e14:2e15:3e14")  # fmt: skip
+        figures = ("bandwidth=2e12:9e12:4e11", "peak=5e14:2e15:3e14")
+        _grid(closed, model, "serial", "B=2:1025:1", "L=2048:131072:x1.3", *figures)
         if options.points:
             lengths = f"L=2048:{2048 + 16 * (options.points / 1023 / 19 / 4 - 1):.0f}:16"
             _grid(closed, model, "local", "B=2:1024:1", "bandwidth=2e12:9.2e12:4e11",

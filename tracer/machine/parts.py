@@ -129,8 +129,8 @@ class Shaped(NamedTuple):
     floor: Bound
 
 
-# Formulas make some forty arrays: of so many numbers each, they stay in a core's nearest cache.
-_ELEMENTS, _LEAST = 3072, 64
+# Formulas make some forty arrays: of so many numbers each, they stay in a core's own cache.
+_ELEMENTS, _LEAST = 12288, 64
 
 _WHOLE = {"gemm", "gemm_fp8", "gemm_fp8_block", "grouped", OTHER}
 
