@@ -91,7 +91,7 @@ def study(timing: Timing, cache: Cache) -> tuple[SweepTable, list[str]]:
         f"{table.total} points of {MODEL} decode on {chip.name}, {timing.model} model, "
         "traced; efficient:\n" + shown.ranking(traced),
         "the hand formulas' ranking of the same grid:\n" + shown.ranking(hand),
-        f"slopes at B = 8, L = 4,096, none of which the grid holds; EP at 64:\n"
+        "slopes at B = 8, L = 4,096, none of which the grid holds; EP at 64:\n"
         + shown.elasticities([*never, *shared]),
         _verdict(table, traced, [*slopes, *shared]),
     ]
@@ -109,12 +109,12 @@ def _verdict(table: SweepTable, traced: list[GridRanking], slopes: list) -> str:
     )  # fmt: skip
     return (
         f"What changes: traced, the effects are {order}; by hand they were {hand}. Intensity {way} "
-        f"with L, {first:.3g} to {last:.3g} FLOP/B from {min(by_length):,} to {max(by_length):,} at "
-        "the fastest corner (naive, KV of a byte), since absorbed attention does 242 FLOPs on a "
+        f"with L, {first:.3g} to {last:.3g} FLOP/B from {min(by_length):,} to {max(by_length):,}, "
+        "at the fastest corner (naive, KV of a byte), since absorbed attention does 242 FLOPs on a "
         "BF16 byte of cache and everything else less than ten; the hand formulas' own points rise "
         f"too ({', '.join(f'{v:.2f} at {k:,}' for k, v in HAND_INTENSITY.items())}), against the "
-        "text that they came with. A rank that multiplies query and output projections, as the hand "
-        "formulas have it, is an error of theirs: traced, the latent's size moves what touches the "
+        "text that they came with. A rank that multiplies query and output projections, as in "
+        "those formulas, is an error: traced, the latent's size moves what touches the "
         "latent. And the knobs that decide were in no grid: d ln T / d ln is "
         f"{slope['bytes.weights'].above:+.2f} for the bytes of a weight, "
         f"{slope['bandwidth'].above:+.2f} for the bandwidth, and tokens a second grow as B to the "

@@ -103,14 +103,15 @@ class Closed:
         scope = Scope()  # its own: the step as it was has no EP
         scope.symbols, scope.guards = dict(self.scope.symbols), dict(self.scope.guards)
         count = scope.symbol(EP, 1, low=1)
-        scope.guards[Guard(self.experts.count, "divides", count)] = None
+        scope.note(Guard(self.experts.count, "divides", count))
         rows = tuple(Row(*(_shared(x, count) for x in row)) for row in self.rows)
         if rows == self.rows:
             raise UserError(f"{self.name}: spreading experts over EP needs routing=uniform")
-        own = self.memory.weights - self.experts.weights + self.experts.weights / count
-        sent = self.experts.exchanged * (1 - 1 / count)
+        held = [_shared(value, count) for value in asdict(self.memory).values()]
+        held[0] = self.memory.weights - self.experts.weights + self.experts.weights / count
+        sent = _shared(self.experts.exchanged, count) * (1 - 1 / count)
         return replace(
-            self, rows=rows, memory=replace(self.memory, weights=own),
+            self, rows=rows, memory=Memory(*held),
             network=Network(sent, self.experts.exchanges, count), scope=scope,
             symbols={**self.symbols, EP: "GPUs that share the routed experts, B sequences each"},
         )  # fmt: skip
@@ -200,10 +201,11 @@ def _shared(value: Any, count: Expr) -> Any:
     def replaced(atom: Any) -> Any:
         if isinstance(atom, Call) and atom.name == "distinct":
             experts, top_k, tokens = atom.args
-            return call_of("distinct", experts, top_k, tokens * count) / count
+            everyone = mapped(tokens, replaced, count.scope) * count
+            return call_of("distinct", experts, top_k, everyone) / count
         return None
 
-    return mapped(value, replaced)
+    return mapped(value, replaced, count.scope)
 
 
 def bound(value: Any, point: Mapping[str, Any]) -> Any:
@@ -211,8 +213,11 @@ def bound(value: Any, point: Mapping[str, Any]) -> Any:
     return mapped(value, lambda atom: point.get(atom) if isinstance(atom, str) else None)
 
 
-def mapped(value: Any, replaced: Callable[[Any], Any]) -> Any:
-    """`value` with what `replaced` gives in place of each atom; None keeps it, arguments mapped."""
+def mapped(value: Any, replaced: Callable[[Any], Any], scope: Scope | None = None) -> Any:
+    """`value` with what `replaced` gives in place of each atom; None keeps it, arguments mapped.
+
+    `scope`: where the result lives, if not with `value`.
+    """
     if not isinstance(value, Expr):
         return value
     total: Any = 0
@@ -221,13 +226,13 @@ def mapped(value: Any, replaced: Callable[[Any], Any]) -> Any:
         for atom, power in monomial:
             factor = replaced(atom)
             if factor is None and isinstance(atom, Call):
-                args = [mapped(arg, replaced) for arg in atom.args]
+                args = [mapped(arg, replaced, scope) for arg in atom.args]
                 if any(isinstance(arg, Expr) for arg in args):
                     factor = call_of(atom.name, *args)
                 else:
                     factor = apply(atom.name, args)
             elif factor is None:
-                factor = make(value.scope, {((atom, 1),): 1})
+                factor = make(scope or value.scope, {((atom, 1),): 1})
             for _ in range(abs(power)):
                 product = product * factor if power > 0 else product / factor
         total = total + product

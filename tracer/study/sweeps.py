@@ -102,8 +102,8 @@ def check_range(closed: Closed, grid: Grid) -> None:
         given |= {n: m.ravel() for n, m in zip(names, mesh, strict=True)}
         at = Values(given, {})
         left, by = at.of(guard.expr), at.of(guard.by)
-        if guard.kind in (">", "<=", "="):
-            holds = {">": left > 0, "<=": left <= 0, "=": left == 0}[guard.kind]
+        if guard.kind in (">", "<=", "=", "!="):
+            holds = {">": left > 0, "<=": left <= 0, "=": left == 0, "!=": left != 0}[guard.kind]
         else:
             holds = (np.mod(left, by) == 0) == (guard.kind == "divides")
         if not np.all(holds):
