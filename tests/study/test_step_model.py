@@ -16,6 +16,7 @@ from tracer.machine.bounds import Box
 from tracer.machine.parts import Bound, Maxima
 from tracer.machine.tables import Values
 from tracer.predict import predict
+from tracer.study.engine import Job
 from tracer.study.grid import Axis, Grid
 
 EXACT = 1e-9
@@ -111,11 +112,14 @@ def test_kernel_seconds_follow_the_bytes_of_weights():
     assert 0.6 * moved / 2 / 4.8e12 < whole - half < 1.4 * moved / 2 / 4.8e12
 
 
-def test_survives_pickling_with_its_fixed_values():
-    model = model_of(closed(), KERNELS)
-    model.fix({"bandwidth": 1e12})
-    again = pickle.loads(pickle.dumps(model))
-    assert again.seconds({"B": 8}) == model.seconds({"B": 8})
+def test_a_job_survives_pickling_with_its_fixed_values():
+    spread = closed().over_experts()
+    model = model_of(spread, KERNELS)
+    model.fix({"bandwidth": 1e12, "EP": 16})
+    job = Job(spread, model, Grid((Axis("B", (8, 9)),)), top=1)
+    again = pickle.loads(pickle.dumps(job))
+    assert again.model.seconds({"B": 8}) == model.seconds({"B": 8})
+    assert (again.grid, again.top) == (job.grid, 1)
 
 
 # -- proofs on boxes -------------------------------------------------------------------------------

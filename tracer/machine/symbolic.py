@@ -77,7 +77,6 @@ class StepModel:
         scope: Scope | None = None, network: Network | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.chip, self.timing = tuple(rows), chip, timing or Timing()
-        self._made_of = (self.rows, chip, self.timing, scope, network)
         self.defaults = defaults_of(chip, self.timing)
         self.defaults |= {name: float(n) for name, n in (scope.samples if scope else {}).items()}
         precisions = frozenset(p for row in self.rows for p, _ in row.flops)
@@ -99,9 +98,6 @@ class StepModel:
             for name in ("published", "moved")
         ]
         self._totals = Table([*totals, *counted, self._sent], self._derived)
-
-    def __reduce__(self) -> Any:
-        return _again, (self._made_of, self.defaults)
 
     def fix(self, values: Mapping[str, float]) -> None:
         """Take other defaults; points that do not give these names are at them."""
@@ -294,12 +290,6 @@ class Blocks:
             if name in axis:
                 return axis[name].reshape([-1 if i == number else 1 for i in range(len(axes))])
         return fixed.get(name, self._model.defaults[name])
-
-
-def _again(made_of: tuple[Any, ...], defaults: dict[str, float]) -> StepModel:
-    model = StepModel(*made_of)
-    model.fix(defaults)
-    return model
 
 
 def _fills(row: Row, sms: float) -> bool:

@@ -128,6 +128,7 @@ class Closed:
             "tokens": to_plain(self.tokens),
             "experts": None if self.experts is None else _plain(
                 tuple(getattr(self.experts, n) for n in Experts.__dataclass_fields__)),
+            "network": None if self.network is None else _plain(tuple(self.network)),
             "longest": self.longest,
         }  # fmt: skip
 
@@ -140,12 +141,13 @@ class Closed:
         """
         scope = scope_from_plain(data["scope"])
         held = Memory(*_read(data["memory"], scope))
-        experts = data["experts"]
+        experts, network = data["experts"], data["network"]
         return cls(
             data["name"], data["phase"], data["symbols"],
             tuple(Row(*_read(row, scope)) for row in data["rows"]), held,
             from_plain(data["tokens"], scope), scope,
-            None if experts is None else Experts(*_read(experts, scope)), None, data["longest"],
+            None if experts is None else Experts(*_read(experts, scope)),
+            None if network is None else Network(*_read(network, scope)), data["longest"],
         )  # fmt: skip
 
 

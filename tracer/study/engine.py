@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.hardware import Chip
+
+from ..machine import Timing
 from ..machine.symbolic import Answer, StepModel
 from ..machine.tables import Array, Table, terms_of
 from .closed import Closed
@@ -47,6 +50,19 @@ class Job:
     pareto: bool = False
     fits: bool = False
     every: bool = False
+
+    def __reduce__(self) -> Any:
+        """As plain data: expressions that share a scope refer to each other in circles."""
+        model = self.model
+        more = (self.grid, self.top, self.by, self.pareto, self.fits, self.every)
+        return _job, (self.closed.to_plain(), model.chip, model.timing, model.defaults, more)
+
+
+def _job(plain: Any, chip: Chip, timing: Timing, defaults: dict[str, float], more: Any) -> Job:
+    closed = Closed.from_plain(plain)
+    model = StepModel(closed.rows, chip, timing, closed.scope, closed.network)
+    model.fix(defaults)
+    return Job(closed, model, *more)
 
 
 class Found(NamedTuple):

@@ -2,7 +2,8 @@
 
 The cache holds one JSON file a structure, named by a digest of everything that the formulas depend
 on: the config, the workload's kind, the counting conventions, the versions of torch and
-transformers, and this package's own sources. A file that cannot be read is as good as none.
+transformers, and the sources of the stages behind them. A file that cannot be read is as good as
+none.
 """
 
 from __future__ import annotations
@@ -178,11 +179,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
+_STAGES = ("algebra", "capture", "cost", "machine", "predict", "study")
+
+
 @functools.cache
 def _sources() -> str:
-    """A digest of the package: formulas change with the code that makes them."""
+    """A digest of the code that makes formulas: they change with it."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).parents[1], reference_sources()):
+    own = Path(__file__).parents[1]
+    for folder in (*(own / stage for stage in _STAGES), reference_sources()):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
