@@ -84,6 +84,14 @@ def test_top_k_by_tracing_again(tmp_path):
     assert again == (found,)
 
 
+def test_a_smaller_latent_is_still_one_latent_for_all_heads(tmp_path):
+    structure = Structure("deepseek-ai/DeepSeek-V3", "decode", layers=4)
+    model = model_of(closed(), KERNELS)
+    # At a long context: a cache of 256 + 64 elements a token is read faster than one of 512 + 64.
+    (found,) = structural(structure, model, {"B": 8, "L": 16384}, ["rank"], Cache(tmp_path))
+    assert found.halved < 1 < found.doubled
+
+
 def test_ranking_by_hand():
     rows = [(a, b, 1.0 * a * b) for a in (1, 2, 4) for b in (10, 11)]
     table = SweepTable("", ("a", "b"), ("a", "b", "seconds"), tuple(rows), 6)

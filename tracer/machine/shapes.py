@@ -167,10 +167,14 @@ def _attention(op: Op, flops: Any, recomputed: Any, kernel: Kernel, counted: str
             flag = op.args[place]
         share = share / 2 if flag is True else share
     rows = heads / kv_heads * queries
-    if not backward and keys > 1 and (size_v >= _LATENT or rows <= _DECODE_ROWS):
+    # Absorbed MLA: the values are the first elements of the one key that all heads share.
+    key, value = tensors[1:3]
+    one = (key.storage, key.offset) == (value.storage, value.offset)
+    latent = size_v >= _LATENT or (kv_heads == 1 and one and size > size_v)
+    if not backward and keys > 1 and (latent or rows <= _DECODE_ROWS):
         moved = kernel.cost.total_bytes / max(kernel.launches, 1)
         own = tensors[0].nbytes + op.outputs[0].nbytes
-        family = "mla_decode" if size_v >= _LATENT else "attention_decode"
+        family = "mla_decode" if latent else "attention_decode"
         return family, {
             "batch": batch, "kv_heads": kv_heads, "rows": rows, "keys": keys, "size": size,
             "size_v": size_v, "nbytes": most((moved - own, 0.0)),
