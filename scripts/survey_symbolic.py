@@ -190,12 +190,13 @@ def document(rows: list[Row]) -> str:
     )
     intro = (
         f"## Which families have closed forms\n\n"
-        f"{len(rows)} of the causal language models of transformers {transformers.__version__}, torch "
-        f"{torch.__version__}: default configs, shrunk only in depth, every layer traced, branches "
-        f"decided at B = {TRACED[0]} and S = L = {TRACED[1]}. **symbolic**: FLOPs by precision, "
+        f"{len(rows)} of the causal language models of transformers {transformers.__version__}, "
+        f"torch {torch.__version__}: default configs, shrunk only in depth, every layer traced, "
+        f"branches decided at B = {TRACED[0]} and S = L = {TRACED[1]}. **symbolic**: FLOPs by precision, "
         f"vector FLOPs and bytes by role equal the concrete trace under both executions there "
         f"and at {', '.join(f'({b}, {s})' for b, s in OTHERS)}, where the conditions hold. "
-        f"**concrete**: it is traced at numbers only. **-**: it has no such phase, or does not run.\n\n"
+        f"**concrete**: it is traced at numbers only. **-**: it has no such phase, or does not "
+        f"run.\n\n"
         f"Symbolic in all three phases: {len(whole)} of {len(rows)}; {counts}. Seconds are those "
         f"of the symbolic run of each phase, on a shared core.\n\n"
         f"Written by `scripts/survey_symbolic.py`.\n"
