@@ -72,19 +72,22 @@ def _kept(path: Path | None) -> list[Row]:
 
 
 def trace_family(row: Row) -> None:
-    """Every phase with symbols; `row.notes` gets guards, and why a phase is only concrete."""
+    """Every phase with symbols; `row.notes` gets guards, and why a phase is only concrete.
+
+    Each run has a model of its own: some keep tables that their first call made.
+    """
     from tracer.capture.workload import record, record_symbolic
     from tracer.errors import UserError
 
-    program = build(row)
-    for phase in (p for p in PHASES if p in program.phases):
+    for phase in (p for p in PHASES if p in build(row).phases):
+        program = build(row)
         start = time.monotonic()
         try:
             trace = record_symbolic(program, _work(phase, TRACED), fold=False)
         except UserError as error:
             row.phases[phase] = _plain_reason(error)
             try:
-                record(program, _work(phase, TRACED), fold=False)
+                record(build(row), _work(phase, TRACED), fold=False)
             except UserError as other:
                 row.phases[phase] = f"not: {reason(other)}"
             continue
@@ -95,7 +98,7 @@ def trace_family(row: Row) -> None:
             names = {"B": point[0], ("L" if phase == "decode" else "S"): point[1]}
             if trace.scope.violated(names):
                 continue
-            concrete = record(program, _work(phase, point), fold=False)
+            concrete = record(build(row), _work(phase, point), fold=False)
             wrong = differences(trace, concrete, names)
             if wrong:
                 row.phases[phase] = f"differs at {names}: {wrong}"
@@ -136,19 +139,106 @@ def differences(symbolic: Any, concrete: Any, point: dict[str, int]) -> str:
     return ""
 
 
+HEAD = """# Formulas with named sizes
+
+A symbolic trace runs a model once on tensors without data whose batch, sequence or context are
+symbols, and its costs are formulas in them: FLOPs, bytes by role, memory. Nothing is fitted.
+
+```python
+import torch
+import tracer
+
+model = torch.nn.Linear(7168, 1536, bias=False, device="meta", dtype=torch.bfloat16)
+with tracer.trace(model, symbols={"B": 8, "S": 4096}) as t:
+    x = torch.empty(t.sizes["B"], t.sizes["S"], 7168, device="meta", dtype=torch.bfloat16)
+    model(x)
+
+print(t.flops)  # 22020096·B·S
+print(t.terms())  # the same as products: 2·B·S·7168·1536
+print(t.conditions)  # ['B >= 2', 'S >= 2']
+print(t.flops.at({"B": 1024, "S": 131072}))  # exact, without another run
+```
+
+* **Names are yours.** Any sizes may have one; build inputs of `t.sizes[name]`. Its value is where
+  branches are decided. `record_symbolic` names B and S of prefill and training, B and L (keys that
+  a token attends) of decode.
+* **Conditions.** Where the model compares sizes, the branch is the one taken at those values, and
+  the comparison becomes a condition: `S > 64`, `128 divides B·S`, `S != 96`. Where they do not
+  hold, `t.trace.scope.violated(point)` says which; the formulas say nothing there. What holds for
+  all sizes in range is no condition. FP8 training of DeepSeek-V3 asks that 128 divides B·S: its
+  weight gradients are scaled in tiles of 128 tokens, and other numbers are padded by other ops.
+* **Sizes of 0 and 1** take other paths (broadcasting, empty tensors), so a symbol is 2 or more. A
+  size of 1 in a workload stays the number 1.
+* **Equal means equal in form.** S and a head of 128 are different sizes also where S is 128: the
+  formulas are those of S in general. A concrete trace at S = 128 may take a coincidence for more
+  (two loops of one length fuse); the tests hold the formulas against concrete traces at such points
+  (S = 128 = B, S = 512, S = 7168 of DeepSeek-V3), and they are equal there.
+* **No closed form.** A model that turns a size into a number (`int(x.shape[0])`), an op of torch
+  that does, or a result whose size data decide raise `NotSymbolic`, one line with op and place.
+  Such a model is traced at numbers.
+"""
+
+
 def document(rows: list[Row]) -> str:
     """docs/symbolic.md."""
-    return "\n".join(_line(row) for row in rows)
+    import torch
+    import transformers
+
+    whole = [row for row in rows if all(_state(row, phase) == SYMBOLIC for phase in PHASES)]
+    counts = ", ".join(
+        f"{sum(_state(row, phase) == SYMBOLIC for row in rows)} in {phase}" for phase in PHASES
+    )
+    intro = (
+        f"## Which families have closed forms\n\n"
+        f"{len(rows)} of the causal language models of transformers {transformers.__version__}, "
+        f"torch {torch.__version__}: default configs, shrunk only in depth, every layer traced, "
+        f"branches decided at B = {TRACED[0]} and S = L = {TRACED[1]}. **symbolic**: FLOPs by precision, "
+        f"vector FLOPs and bytes by role equal the concrete trace under both executions there "
+        f"and at {', '.join(f'({b}, {s})' for b, s in OTHERS)}, where the conditions hold. "
+        f"**concrete**: it is traced at numbers only. **-**: it has no such phase, or does not "
+        f"run.\n\n"
+        f"Symbolic in all three phases: {len(whole)} of {len(rows)}; {counts}. Seconds are those "
+        f"of the symbolic run of each phase, on a shared core.\n\n"
+        f"Written by `scripts/survey_symbolic.py`.\n"
+    )
+    lines = [HEAD, intro]
+    lines.append("| family | class | prefill | training | decode | conditions, and why not |")
+    lines.append("|---|---|---|---|---|---|")
+    return "\n".join([*lines, *map(_line, rows)]) + "\n"
+
+
+SYMBOLIC = "symbolic"
+
+
+def _state(row: Row, phase: str) -> str:
+    if row.failure or phase not in row.phases or row.phases[phase].startswith("not: "):
+        return "-"
+    return "concrete" if row.phases[phase] else SYMBOLIC
 
 
 def _line(row: Row) -> str:
-    states = [
-        "-" if phase not in row.phases else "symbolic" if row.phases[phase] == "" else "concrete"
-        for phase in PHASES
-    ]
-    why = [f"{phase}: {text}" for phase, text in row.phases.items() if text]
-    notes = "; ".join([*([row.failure] if row.failure else []), *why, *row.notes])
-    return f"| {row.family} | {' | '.join(states)} | {row.seconds:.1f} | {notes} |"
+    """Seconds stand beside the state of a phase; reasons that phases share are given once."""
+    seconds = dict(note.split(" ")[:2] for note in row.notes if note.endswith(" s"))
+    states = [" ".join(filter(None, (_state(row, phase), seconds.get(phase)))) for phase in PHASES]
+    reasons: dict[str, list[str]] = {}
+    for phase, text in row.phases.items():
+        if text:
+            reasons.setdefault(text, []).append(phase)
+    for note in row.notes:
+        if not note.endswith(" s"):
+            phase, text = note.split(": ", 1)
+            reasons.setdefault(f"for {_short(text)}", []).append(phase)
+    notes = [row.failure] if row.failure else []
+    notes += [f"{', '.join(phases)}: {text}" for text, phases in reasons.items()]
+    text = "; ".join(notes).replace("|", "\\|")
+    return f"| {row.family} | {row.model} | {' | '.join(states)} | {text} |"
+
+
+def _short(guards: str) -> str:
+    """The first conditions, and how many more."""
+    parts = guards.split("; ")
+    more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+    return "; ".join(parts[:4]) + more
 
 
 if __name__ == "__main__":

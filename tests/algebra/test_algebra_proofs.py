@@ -99,6 +99,16 @@ def test_guards_that_others_imply_go():
     assert [str(g) for g in scope.guards] == ["B·S > 400", "B·S <= 3333"]
 
 
+def test_equalities_are_tidied_too():
+    scope, v = fresh()
+    BS = v["B"] * v["S"]
+    scope.note(Guard(BS / 16 - 1, "!="))
+    scope.note(Guard(3 * BS - 4, "!="))  # always, as 3 does not divide 4
+    assert [str(g) for g in scope.guards] == ["B·S != 16", "3·B·S != 4"]
+    scope.note(Guard(BS - 100, ">"))
+    assert [str(g) for g in scope.guards] == ["3·B·S != 4", "B·S > 100"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(polynomials(), st.sampled_from([">", "<=", "=", "!="]), st.lists(points, min_size=4))
 def test_a_tidy_guard_is_the_same_guard(f, kind, at):

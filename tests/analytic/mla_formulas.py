@@ -241,8 +241,9 @@ def weight_bytes(d: Dims, tokens: int, *, decode: bool = False) -> dict[str, int
     found = {path: k * n * BF16 for path, (k, n) in linears(d, decode=decode).items()}
     found |= {path: width * BF16 for path, width in norms(d).items()}
     # An embedding reads the rows of its tokens; all different until the table is used up.
-    rows = min(tokens, d.vocab) if isinstance(tokens, int) else sympy.Min(tokens, d.vocab)
-    found["model.embed_tokens"] = rows * d.hidden * BF16
+    row = d.hidden * BF16
+    least = min if isinstance(tokens, int) else sympy.Min
+    found["model.embed_tokens"] = least(tokens * row, d.vocab * row)
     for layer in range(d.layers):
         at = f"model.layers.{layer}"
         if decode:  # W_UK and W_UV are the two halves of kv_b_proj, read by the attention itself

@@ -41,7 +41,7 @@ class Guard(NamedTuple):
 
     def tidy(self) -> Guard:
         """The same condition on whole numbers without common factors: 8·B·S >= 128 as B·S > 15."""
-        if self.kind not in (">", "<=") or not isinstance(self.expr, Expr):
+        if self.kind not in (">", "<=", "=", "!=") or not isinstance(self.expr, Expr):
             return self
         value = self.expr * self.expr.denominator
         sizes, constant = _parts(value)
@@ -51,6 +51,8 @@ class Guard(NamedTuple):
         turned = min(sizes.items(), key=lambda item: str(item[0]))[1] < 0
         sign = -1 if turned else 1
         body = make(value.scope, {m: sign * int(c) // factor for m, c in sizes.items()})
+        if self.kind in ("=", "!="):
+            return self if constant % factor else Guard(body + sign * constant // factor, self.kind)
         # sign · factor · body + constant > 0, or <= 0: body is above a bound, or at most at it.
         above = (self.kind == ">") != turned
         bound = -(-constant // factor) - 1 if turned else -constant // factor

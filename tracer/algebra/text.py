@@ -52,8 +52,8 @@ def _sum(value: Expr, sizes: tuple[int, ...]) -> str:
     terms: list[tuple[Monomial, Number]] = list(value.terms.items())
     ordered = sorted(terms, key=lambda item: (-_degree(item[0]), str(item[0])))
     for monomial, coefficient in ordered:
-        text = _product(abs(coefficient), monomial, sizes)
         sign = "-" if coefficient < 0 else "+"
+        text = _product(-coefficient if coefficient < 0 else coefficient, monomial, sizes)
         parts.append(f" {sign} {text}" if parts else text if sign == "+" else f"-{text}")
     return "".join(parts)
 

@@ -214,14 +214,14 @@ def fake_of(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     return FakeTensor(mode, data, tensor.device)
 
 
-def symbolic_mode(frozen: Callable[[Any, int], None]) -> tuple[Any, Any]:
+def symbolic_mode(on_fixed: Callable[[Any, int], None]) -> tuple[Any, Any]:
     """A FakeTensorMode with its ShapeEnv, for sizes of 2 or more; meta tensors may join in.
 
-    `frozen(symbol, value)` is called, and may raise, before a symbol becomes one value.
+    `on_fixed(symbol, value)` is called, and may raise, before a symbol becomes one value.
     """
     # 0 and 1 are no sizes of symbols, so that none is asked whether it is one of them.
     env = _shape_env()(specialize_zero_one=True)
-    env.frozen = frozen
+    env.on_fixed = on_fixed
     return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
 
 
@@ -230,11 +230,11 @@ def _shape_env() -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     class NamedSizes(ShapeEnv):
-        frozen: Callable[[Any, int], None]
+        on_fixed: Callable[[Any, int], None]
 
         def _set_replacement(self, a: Any, tgt: Any, msg: str) -> None:
             if tgt.is_number:
-                self.frozen(a, int(tgt))
+                self.on_fixed(a, int(tgt))
             super()._set_replacement(a, tgt, msg)
 
     return NamedSizes
@@ -269,7 +269,7 @@ def _named_size() -> Any:
     from torch._guards import Source
 
     @dataclass(frozen=True)
-    class NamedSize(Source):  # type: ignore[misc]
+    class NamedSize(Source):
         label: str
 
         @property

@@ -126,7 +126,7 @@ def _parameter(data: Tensor, like: Tensor) -> Tensor:
     """`data` as a parameter, if `like` is one; as `nn.Parameter` makes of a subclass, uncopied."""
     if isinstance(like, nn.Parameter):
         data.requires_grad_(like.requires_grad)
-        data._is_param = True  # type: ignore[attr-defined]
+        data._is_param = True
     return data
 
 
