@@ -6,6 +6,7 @@ from . import (  # noqa: F401 - they register their claims
     exercises_attention,
     exercises_cluster,
     exercises_experts,
+    exercises_pipeline,
     exercises_precision,
     expert_parallel,
     experts,

@@ -60,7 +60,7 @@ def latent_cache(case: Case) -> Answer:
     """Cache that the traced model writes for one token and layer, over 2 bytes."""
     return wrong(
         case.cache() / 2,
-        "the shared rotary key is cached beside the latent (the seed has it later)",
+        "the shared rotary key is cached beside the latent (later it has it)",
         float(case.model.kv_lora_rank),
     )
 

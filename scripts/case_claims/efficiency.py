@@ -88,7 +88,9 @@ def _of_memory(case: Case, name: str) -> float:
 
 @BUDGET.claim(617, "| Optimizer states (sharded) | ~20 |", "20", "GB")
 def optimizer(case: Case) -> Answer:
-    """Optimizer state of the fullest GPU's sharded trace: FP32 master weights and moments, ZeRO-1."""
+    """Optimizer state of the fullest GPU's sharded trace: FP32 master weights and moments,
+    ZeRO-1.
+    """
     most = max(memory.optimizer for memory in case.memories()) / 1e9
     return wrong(
         _of_memory(case, "optimizer"),
@@ -99,7 +101,9 @@ def optimizer(case: Case) -> Answer:
 
 @BUDGET.claim(618, "| Activations (checkpointed) | ~25 |", "25", "GB")
 def activations(case: Case) -> Answer:
-    """Saved activations of the fullest GPU's sharded trace, whole layers recomputed, 1F1B in flight."""
+    """Saved activations of the fullest GPU's sharded trace, whole layers recomputed, 1F1B in
+    flight.
+    """
     return wrong(
         _of_memory(case, "activations"),
         "with whole layers recomputed; without, a "
@@ -205,7 +209,9 @@ def bubble(case: Case) -> Answer:
 
 @LOST.claim(643, "| Expert All-to-All | 15% |", "15", "% of the step")
 def all_to_all(case: Case) -> Answer:
-    """Exchange of a step at 4,096 tokens a micro-batch, forward and backward, over the published step."""
+    """Exchange of a step at 4,096 tokens a micro-batch, forward and backward, over the published
+    step.
+    """
     plan, m = case.plan, case.model
     layers = (m.num_hidden_layers - m.first_k_dense_replace) / plan.pp
     each = sum(x.seconds for x in exchange(case, case.v3.sequence))

@@ -35,7 +35,8 @@ def mla(case: Case) -> str:
         f"{fixed / 1e6:.0f} M and {slope:,.0f} for each cached token, against "
         f"{plain_fixed / 1e6:.0f} M and {plain_slope:,.0f}. The lines cross at "
         f"**{one.break_even(case):,.0f} tokens**: MLA computes less below and up to "
-        f"{slope / plain_slope:.2f} times more far above. Bytes decide, though: {case.cache():,.0f} "
+        f"{slope / plain_slope:.2f} times more far above. Bytes decide, though: "
+        f"{case.cache():,.0f} "
         f"against {case.mha_cache():,.0f} a cached token. At {case.context:,} tokens one layer's "
         f"attention of one new token takes {seconds[0]:.0f} µs in the standard form and "
         f"{seconds[1]:.0f} µs in MLA's on {case.chip.name}. No length has to be reached before it "
@@ -68,11 +69,14 @@ def quantisation(case: Case) -> str:
     return (
         f"{100 * one_scale.norm:.2f} % in the norm with one scale and {100 * blocks.norm:.2f} % in "
         f"blocks of 128: **a factor of {one_scale.norm / blocks.norm:.2f}**, where theory has none "
-        f"(3 mantissa bits give {100 * fp8.norm_error(fp8.E4M3):.2f} %, and what is left is where in "
-        f"a binade the largest number falls). INT8, with a step that follows the largest number, has "
+        f"(3 mantissa bits give {100 * fp8.norm_error(fp8.E4M3):.2f} %, and what is left "
+        "is where in "
+        "a binade the largest number falls). INT8, with a step that follows the largest "
+        "number, has "
         f"{fixed[0]:.2f} % and {fixed[1]:.2f} %. Blocks pay for a float where it underflows, below "
         f"{fp8.zero_below(fp8.E4M3):.1e} of the largest: with one element in 100,000 larger by 1e5 "
-        f"the error by element falls {three.by_element(case, 'outliers'):.0f} times, with rows that "
+        f"the error by element falls {three.by_element(case, 'outliers'):.0f} times, with "
+        "rows that "
         f"differ by up to 1e7, {three.by_element(case, 'uneven'):.0f} times."
     )
 
@@ -83,12 +87,15 @@ def dualpipe(case: Case) -> str:
     plain, ours = (case.pipeline(name, case.small) for name in ("1f1b", "dualpipe"))
     apart = case.pipeline("zb1p", case.small)
     return (
-        f"`build('dualpipe', {ranks}, {count})` is the published order, checked; with F = I = W and "
-        f"no gain from overlap a step takes {ours.seconds:g} against {plain.seconds:g} of 1F1B, idle "
+        f"`build('dualpipe', {ranks}, {count})` is the published order, checked; with F = "
+        "I = W and "
+        f"no gain from overlap a step takes {ours.seconds:g} against {plain.seconds:g} of "
+        "1F1B, idle "
         f"{ours.bubble[0]:g} and {plain.bubble[0]:g}: **{100 * ours.bubble_share:.1f} % against "
         f"{100 * plain.bubble_share:.1f} %**. ZB1P, which splits the backward as well but holds "
         f"every stage once, has {100 * apart.bubble_share:.1f} %. "
-        f"DualPipe holds {max(ours.in_flight)} micro-batches in flight on every rank and two stages "
+        f"DualPipe holds {max(ours.in_flight)} micro-batches in flight on every rank and "
+        "two stages "
         "of parameters."
     )
 
@@ -108,7 +115,8 @@ def placement(case: Case) -> str:
         f"With {plan.pp} stages {plan.ranks_per_stage} GPUs share a layer. "
         + "; ".join(lines)
         + ". So the least is none at all, with every expert in every node. V3 took EP "
-        f"{plan.ep} and a gate that keeps a token to {m.topk_group} of {m.n_group} nodes, in each of "
+        f"{plan.ep} and a gate that keeps a token to {m.topk_group} of {m.n_group} nodes, "
+        "in each of "
         f"which it arrives once: it crosses **{ours:.1f} times** in place of "
         f"{m.num_experts_per_tok * cluster.crossing(case, plan.ep):.0f}."
     )
@@ -119,12 +127,17 @@ def dense(case: Case) -> str:
     compute, llama = case.training_flops() * case.v3.tokens, case.run("llama_405b")
     return (
         f"The run's {compute / 1e24:.2f}e24 FLOP would by C = 120 N² train a dense model of "
-        f"**{cluster.chinchilla(compute) / 1e9:.0f} B** on {20 * cluster.chinchilla(compute) / 1e12:.1f} T "
-        "tokens: equal compute, so equal cost at equal MFU, and no statement on quality. The equally "
-        f"large dense model on the same tokens takes {case.dense_flops() / case.training_flops():.1f} "
-        f"times the FLOPs. V3 cost {cost(case) / 1e6:.2f} M USD at {100 * mfu(case):.0f} % MFU; Llama "
+        f"**{cluster.chinchilla(compute) / 1e9:.0f} B** on "
+        f"{20 * cluster.chinchilla(compute) / 1e12:.1f} T "
+        "tokens: equal compute, so equal cost at equal MFU, and no statement on quality. "
+        "The equally "
+        "large dense model on the same tokens takes "
+        f"{case.dense_flops() / case.training_flops():.1f} "
+        f"times the FLOPs. V3 cost {cost(case) / 1e6:.2f} M USD at {100 * mfu(case):.0f} "
+        "% MFU; Llama "
         f"3.1 405B, the published dense model nearest to it, {llama.hours / 1e6:.2f} M H100 hours, "
-        f"**{llama.hours / case.hours:.0f} times** as many. The 300 B × 3 T tokens of the seed are a "
+        f"**{llama.hours / case.hours:.0f} times** as many. The 300 B × 3 T tokens of the "
+        "seed are a "
         "guess."
     )
 

@@ -57,7 +57,9 @@ def mean(case: Case) -> Answer:
 
 @TWO.claim(887, r"\sqrt{\frac{N}{32} \times 0.969} \approx 0.174\sqrt{N}", "0.174", "√N")
 def deviation_a(case: Case) -> Answer:
-    """Standard deviation of an expert's rows over √N, 128 drawn batches of 512 tokens, 256 experts."""
+    """Standard deviation of an expert's rows over √N, 128 drawn batches of 512 tokens, 256
+    experts.
+    """
     return holds(spread(*options(case)[0], case.seed)[1])
 
 

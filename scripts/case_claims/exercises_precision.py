@@ -153,7 +153,9 @@ def by_element(case: Case, name: str) -> float:
 @THREE.claim(960, r"\text{Per-block scaling reduces quantization error by } 1.8\times", "1.8", "×")
 @functools.cache
 def gain(case: Case) -> Answer:
-    """Error in the norm with one scale over that in blocks of 128, drawn weights (`fp8.error_of`)."""
+    """Error in the norm with one scale over that in blocks of 128, drawn weights
+    (`fp8.error_of`).
+    """
     x = sample(case)
     fixed = fp8.fixed_point_error(x, "tensor") / fp8.fixed_point_error(x, "tile")
     return wrong(

@@ -131,7 +131,9 @@ def total_volume(case: Case) -> Answer:
 
 @VOLUME.claim(578, "This requires high-bandwidth networking and careful overlap.")
 def needs_overlap(case: Case) -> Answer:
-    """Seconds of dispatch and combine of 4,096 tokens in 4 layers' forward over its kernels' seconds."""
+    """Seconds of dispatch and combine of 4,096 tokens in 4 layers' forward over its kernels'
+    seconds.
+    """
     times = stage_times(case, "bf16")
     forward = times.by(lambda k, n: k.kernel.phase)["forward"]
     moe = 4

@@ -20,6 +20,7 @@ from tracer.models.balance import (
 from tracer.models.moe import Gate
 from tracer.parallel.expert_traffic import Routing, spread
 from tracer.parallel.experts import contiguous, expert_load, uniform
+from tracer.parallel.experts.routing import gate
 
 from .case import Case
 from .claim import Answer, Section, assuming, holds, wrong
@@ -73,7 +74,9 @@ def copies(case: Case, routing: Routing) -> float:
 
 @FINE.claim(177, r"\times 2 = 4BSd", "4", "d bytes a token")
 def coarse_volume(case: Case) -> Answer:
-    """Expected copies of 8 experts, top 2, that cross between nodes of the plan's group, in BF16."""
+    """Expected copies of 8 experts, top 2, that cross between nodes of the plan's group,
+    in BF16.
+    """
     coarse = Routing(8, 2)
     return holds(
         2 * copies(case, coarse),
@@ -83,7 +86,9 @@ def coarse_volume(case: Case) -> Answer:
 
 @FINE.claim(180, r"\times 2 = 16BSd", "16", "d bytes a token")
 def fine_volume(case: Case) -> Answer:
-    """Expected copies of the model's routing that cross between nodes of the plan's group, in BF16."""
+    """Expected copies of the model's routing that cross between nodes of the plan's group,
+    in BF16.
+    """
     return wrong(
         2 * copies(case, case.routing),
         "a token goes once to a node, however many of "
@@ -206,34 +211,34 @@ def _layer(case: Case) -> nn.Module:
 @BALANCE.claim(244, "logits = gate(x) + self.expert_bias")
 def bias_in_weights(case: Case) -> Answer:
     """Largest change of a weight by a bias of 0.5 for one expert, tokens whose choice stays."""
-    gate = small_gate(case)
+    model_gate = small_gate(case)
     x = torch.randn(512, 32, generator=case.generator())
-    bias = torch.zeros(gate.config.n_routed_experts)
-    bias[gate(x)[1].mode().values[0]] = 0.5
+    bias = torch.zeros(model_gate.config.n_routed_experts)
+    bias[model_gate(x)[1].mode().values[0]] = 0.5
     pushed = bias.clone()
-    top, logits = gate.config.num_experts_per_tok, nn.functional.linear(x, gate.weight)
+    top, logits = model_gate.config.num_experts_per_tok, nn.functional.linear(x, model_gate.weight)
 
     def seeds() -> tuple[torch.Tensor, torch.Tensor]:
         value, chosen = (logits + bias).topk(top)
         return value.softmax(1), chosen
 
     theirs = _moved(seeds, bias)
-    assert gate.e_score_correction_bias is not None
-    gate.e_score_correction_bias.data = pushed
-    ours = _moved(lambda: gate(x), pushed)
+    assert model_gate.e_score_correction_bias is not None
+    model_gate.e_score_correction_bias.data = pushed
+    ours = _moved(lambda: model_gate(x), pushed)
     return wrong(
         theirs,
         "in the seed's softmax: the bias is in what experts weigh, and so in the "
-        f"output and its gradient. V3's shifts only the choice: there it is {ours:.0g}",
+        f"output and its gradient. V3's shifts only the choice: there it is {ours:.3f}",
     )
 
 
-def _moved(gate: Callable[[], tuple[torch.Tensor, torch.Tensor]], bias: torch.Tensor) -> float:
+def _moved(weigh: Callable[[], tuple[torch.Tensor, torch.Tensor]], bias: torch.Tensor) -> float:
     """Largest change of a token's weights when the bias is set to 0, where its experts stay."""
 
     def by_expert() -> torch.Tensor:
         with torch.no_grad():
-            weight, chosen = gate()
+            weight, chosen = weigh()
         return torch.zeros(len(weight), len(bias)).scatter(1, chosen, weight)
 
     after = by_expert()
@@ -265,11 +270,12 @@ def _balanced(
     experts, top = m.n_routed_experts, m.num_experts_per_tok
     generator = case.generator()
     popular = 1.5 * torch.randn(experts, generator=generator, dtype=torch.float64)
-    noise = torch.randn(1024, experts, generator=generator, dtype=torch.float64)
+    noise = torch.randn(512, experts, generator=generator, dtype=torch.float64)
     score = (popular + noise).sigmoid()
     bias, loads = torch.zeros(experts, dtype=torch.float64), []
     for _ in range(200):
-        load = load_of((score + bias).topk(top).indices, experts)
+        chosen = torch.from_numpy(gate((score + bias).numpy(), top))  # quicker than topk
+        load = load_of(chosen, experts)
         loads.append(imbalance(load))
         rule(bias, load, speed)
     return loads[0], loads[-1]

@@ -49,7 +49,9 @@ def projections(case: Case, standard: bool = False) -> float:
 @TRADE.claim(672, r"= 2L \cdot BS \cdot d \cdot d_c$$", None, "M FLOP a token, layer")
 @functools.cache
 def extra(case: Case) -> Answer:
-    """Traced projections of the model's attention less those of a standard one, a token and layer."""
+    """Traced projections of the model's attention less those of a standard one, a token
+    and layer.
+    """
     m = case.model
     ours, plain = projections(case), projections(case, standard=True)
     return wrong(

@@ -13,19 +13,19 @@ from .exercises import EXERCISES
 INTRODUCTION = """\
 # A case study of DeepSeek-V3, claim by claim
 
-Written by `scripts/case_study.py`. The second text with which this project began is a teaching
-chapter on the training of DeepSeek-V3. Every figure, formula and piece of code in it that can be
-worked out stands below, in its order, beside what the library says: traced FLOPs, parameters and
-cache of the released config, simulated schedules, expected and drawn expert loads, measured rounding
-errors, priced exchanges, sharded memory, and published figures from
-`tests/published/training_runs.toml`. Nothing of ours is typed in; `scripts/case_claims/` has a
-function for each, which is named by what it says under *how*.
+Written by `scripts/case_study.py`. The *seed* is a teaching chapter on the training of DeepSeek-V3,
+the second text with which this project began. Every figure, formula and piece of code in it that
+can be worked out stands below, in its order, beside what the library says: traced FLOPs, parameters
+and cache of the released config, simulated schedules, expected and drawn expert loads, measured
+rounding errors, priced exchanges, sharded memory, and published figures from
+`tests/published/training_runs.toml`. Nothing of ours is typed in: `scripts/case_claims/` has a
+function for each claim, and what it does stands under *how*.
 
-*holds*: within 5 % or the rounding that the text printed; counts exactly. *holds under an
+*holds*: within 5 % or the rounding that the seed printed; counts exactly. *holds under an
 assumption*: not so, but the figure under the named assumption, which is worked out too (in
-brackets), is within. *wrong*: neither. The difference is ours against the text's. A claim that comes
-again is answered again, with the same function. GB is 1e9 bytes; one multiply-add is 2 FLOPs;
-causal attention counts the pairs that a kernel computes.
+brackets), is. *wrong*: neither. The difference is ours against the seed's. A claim that comes again
+is answered again, by the same function. GB is 1e9 bytes; one multiply-add is 2 FLOPs; causal
+attention counts the pairs that a kernel computes.
 
 MFU and cost rest on the published step and hours; a predicted step has one place to go in
 (`efficiency.mfu`). Left out are sentences that nothing here can measure: why shared experts help
@@ -84,7 +84,7 @@ def quote(text: str) -> str:
 
 
 def stated(row: Row) -> str:
-    """As printed, else as worked out from the text's formula."""
+    """As printed, else as worked out from the seed's formula."""
     printed = row.claim.printed
     return printed if printed and row.answer.seed is None else figure(row.stated)
 
@@ -113,7 +113,7 @@ def cells(row: Row) -> list[str]:
     return [*found[:1], found[1], *(cell.replace("|", r"\|") for cell in found[2:])]
 
 
-HEAD = ("line", "the text says", "its figure", "ours", "off by", "verdict", "why; *how*")
+HEAD = ("line", "the seed says", "its figure", "ours", "off by", "verdict", "why; *how*")
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -123,7 +123,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
-    """A heading and a table for every heading of the text, in order."""
+    """A heading and a table for every heading of the seed, in order."""
     part: list[Row] = []
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         part.append(row)
@@ -149,7 +149,8 @@ def corrections(rows: Sequence[Row]) -> str:
         if row.answer.verdict not in (ASSUMING, WRONG):
             raise ValueError(f"line {line} is no correction: {row.answer.verdict}")
         figures = f"{stated(row)} → {ours(row)}" if row.stated is not None else ours(row)
-        lines.append(f"* line {line}, {quote(row.claim.quote)}: {figures}. {row.answer.because}.")
+        why = row.answer.because[0].upper() + row.answer.because[1:]
+        lines.append(f"* line {line}, {quote(row.claim.quote)}: {figures}. {why}.")
     return "## The corrections that teach most\n\n" + "\n".join(lines)
 
 

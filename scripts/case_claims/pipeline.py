@@ -60,7 +60,9 @@ def one_f_one_b(case: Case) -> Answer:
 
 @INNOVATION.claim(420, "another can be in backward pass on the same stage")
 def overlaps(case: Case) -> Answer:
-    """Slots of the built schedule in which a rank runs a forward with a backward, of all forwards."""
+    """Slots of the built schedule in which a rank runs a forward with a backward, of all
+    forwards.
+    """
     from tracer.parallel.schedules import build
 
     both = sum(

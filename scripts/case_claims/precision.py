@@ -165,7 +165,9 @@ def linear_trains(case: Case) -> Answer:
 @LINEAR.claim(306, "x_scale = x.abs().max() / 448", None, "= scale · max / amax", exact=True)
 @SCALING.claim(327, r"\text{scale} = \frac{\max|x|}", None, "= scale · max / amax", exact=True)
 def tensor_scale(case: Case) -> Answer:
-    """The scale that `fp8.quantize` gives a drawn tensor × the format's largest over its largest."""
+    """The scale that `fp8.quantize` gives a drawn tensor × the format's largest over its
+    largest.
+    """
     x = _draw(case, 64)
     scale = fp8.quantize(x, "tensor").scales.double()
     return holds(round((scale * torch.finfo(fp8.E4M3).max / x.abs().max()).item(), 6), seed=1.0)
@@ -292,7 +294,9 @@ def gains(case: Case) -> tuple[float, float, float]:
 @LESSON.claim(664, "1.8× compute speedup", "1.8", "×")
 @TAKEAWAYS.claim(1250, "FP8 provides 1.8× speedup", "1.8", "×")
 def speed_up(case: Case) -> Answer:
-    """Kernel model over one GPU's traced step, 4 MoE layers of the published plan: BF16 over FP8."""
+    """Kernel model over one GPU's traced step, 4 MoE layers of the published plan: BF16
+    over FP8.
+    """
     products, whole, free = gains(case)
     return assuming(
         free,
