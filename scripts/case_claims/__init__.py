@@ -13,6 +13,7 @@ from . import (  # noqa: F401 - they register their claims
     lessons,
     pipeline,
     precision,
+    repeats,
     specification,
 )
 from .case import Case

@@ -22,11 +22,11 @@ def standard_bytes(case: Case) -> Answer:
     return wrong(case.mha_cache(), "counts elements and calls them bytes; FP16 has two")
 
 
-@STANDARD.claim(57, "At 128K context, this becomes prohibitive.")
+@STANDARD.claim(57, "At 128K context, this becomes prohibitive.", None, "GPUs' memories")
 def standard_long(case: Case) -> Answer:
     """Traced standard cache × layers × context over the chip's memory."""
     chips = case.mha_cache() * case.model.num_hidden_layers * case.context
-    return holds(chips / case.chip.memory_capacity, "GPUs' memories for the cache of one sequence")
+    return holds(chips / case.chip.memory_capacity, "for the cache of one sequence")
 
 
 @INNOVATION.claim(68, r"$W^{DKV} \in \mathbb{R}^{d_c \times d}$", None, "columns")
@@ -35,7 +35,7 @@ def down_projection(case: Case) -> Answer:
     return holds(case.shapes("kv_a_proj_with_mqa.weight")[1], seed=float(case.model.hidden_size))
 
 
-@INNOVATION.claim(69, r"W^{UK}, W^{UV} \in \mathbb{R}^{d \times d_c}")
+@INNOVATION.claim(69, r"W^{UK}, W^{UV} \in \mathbb{R}^{d \times d_c}", None, "× d")
 def up_projections(case: Case) -> Answer:
     """Rows of the traced kv_b_proj for keys, over the hidden size."""
     m = case.model
@@ -43,7 +43,7 @@ def up_projections(case: Case) -> Answer:
     rows = keys // (m.qk_nope_head_dim + m.v_head_dim)
     return wrong(
         rows / m.hidden_size,
-        f"times d: keys of all heads are {rows:,} wide, d is {m.hidden_size:,}",
+        f"keys of all heads are {rows:,} wide, d is {m.hidden_size:,}",
     )
 
 
@@ -105,7 +105,7 @@ def rotation(case: Case) -> Answer:
     return holds(f"{off:.1f} off", "as DeepSeek pairs neighbours; Llama's code pairs halves")
 
 
-@ROPE.claim(87, "class MLAAttention:")
+@ROPE.claim(87, "class MLAAttention:", None, "× as many")
 def class_parameters(case: Case) -> Answer:
     """Elements of the traced self_attn of all layers over those of the seed's class."""
     m = case.model
@@ -115,7 +115,7 @@ def class_parameters(case: Case) -> Answer:
     ours = case.elements("self_attn") / m.num_hidden_layers
     return wrong(
         ours / count,
-        f"times: {count / 1e6:.1f} M parameters a layer where the model has "
+        f"{count / 1e6:.1f} M parameters a layer where the model has "
         f"{ours / 1e6:.1f} M; no heads, no output projection, no norms on the latents",
     )
 
@@ -238,12 +238,11 @@ def compression(case: Case) -> Answer:
     return holds(case.mha_cache() / case.cache())
 
 
-@MEMORY.claim(157, "This enables 128K context without excessive memory.")
+@MEMORY.claim(157, "This enables 128K context without excessive memory.", None, "GB a sequence")
 def long_context(case: Case) -> Answer:
     """Traced cache × context, of one sequence over all layers."""
     gb = case.inventory().kv_bytes_per_token * case.context / 1e9
     return holds(
         gb,
-        f"GB a sequence, of {case.chip.memory_capacity / 1e9:g} a GPU: one fits "
-        "well, eight do not beside weights",
+        f"of {case.chip.memory_capacity / 1e9:g} a GPU: one fits well, eight do not beside weights",
     )

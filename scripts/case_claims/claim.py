@@ -104,9 +104,9 @@ class Row:
     @property
     def stated(self) -> float | None:
         """The seed's figure."""
-        if self.answer.seed is not None:
-            return self.answer.seed
-        return None if self.claim.printed is None else float(self.claim.printed.replace(",", ""))
+        if self.claim.printed is not None:
+            return float(self.claim.printed.replace(",", ""))
+        return self.answer.seed
 
     @property
     def difference(self) -> float | None:
@@ -121,7 +121,7 @@ class Row:
         if self.claim.exact:
             return figure == stated
         last = 0.0
-        if printed is not None and self.answer.seed is None:
+        if printed is not None:
             last = 0.5 * 10.0 ** -len(printed.partition(".")[2])
         return abs(figure - stated) <= max(NEAR * abs(stated), last * (1 + 1e-9))
 

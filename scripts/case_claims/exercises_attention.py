@@ -103,24 +103,24 @@ def justified(case: Case) -> Answer:
     )
 
 
-@ONE.claim(869, "For S < 30K, MHA is computationally cheaper.")
+@ONE.claim(869, "For S < 30K, MHA is computationally cheaper.", None, "× the FLOPs of MLA")
 def cheaper(case: Case) -> Answer:
     """FLOPs of one layer's traced decode after 1,000 tokens, standard over the model's."""
     (fixed, slope), (plain_fixed, plain_slope) = case.attention(), case.attention(standard=True)
     at = 1000
     return wrong(
         (plain_fixed + at * plain_slope) / (fixed + at * slope),
-        "times the FLOPs of MLA, whose projections are smaller than those of 128 full "
+        "MLA's projections are smaller than those of 128 full "
         f"heads; standard attention is cheaper from {break_even(case):,.0f} tokens on",
     )
 
 
-@ONE.claim(869, "For S > 30K, MLA is the only option.")
+@ONE.claim(869, "For S > 30K, MLA is the only option.", None, "GB")
 def only_option(case: Case) -> Answer:
     """Traced standard cache of all layers for 30,000 tokens."""
     gb = 30_000 * case.mha_cache() * case.model.num_hidden_layers / 1e9
     return holds(
         gb,
-        "GB: more than a GPU has. Grouped queries would be another option, with 8 KV "
+        "more than a GPU has. Grouped queries would be another option, with 8 KV "
         "heads a sixteenth of it",
     )

@@ -9,7 +9,7 @@ from tracer.parallel.experts import contiguous, expert_load, round_robin, unifor
 from tracer.parallel.groups import packed
 
 from .case import Case
-from .claim import Answer, Section, assuming, holds, wrong
+from .claim import Answer, Section, assuming, wrong
 from .efficiency import mfu
 from .specification import cost, six_n_d
 
@@ -44,12 +44,12 @@ def replicas(case: Case) -> Answer:
     return wrong(case.plan.ranks_per_stage // case.plan.ep, "2,048 GPUs are 16 stages of 128")
 
 
-@FIVE.claim(1163, "dst_gpu = placement.expert_to_gpu.get(expert,")
+@FIVE.claim(1163, "dst_gpu = placement.expert_to_gpu.get(expert,", None, "% leave the node")
 def lookup(case: Case) -> Answer:
     """Pairs that leave their node with every expert on a GPU of its own, % (`expert_traffic`)."""
     return wrong(
         100 * crossing(case, case.model.n_routed_experts),
-        "% is what its placement sends: "
+        ""
         "keys are (expert, replica), so that .get(expert) never finds one and falls back "
         "to GPU `expert`; no replica is ever chosen, let alone the nearest",
     )
@@ -95,7 +95,7 @@ def hierarchical(case: Case) -> Answer:
     )
 
 
-@FIVE.claim(1183, "Inter-node comm: ~12.5% (1 in 8 experts cross boundary)")
+@FIVE.claim(1183, "Inter-node comm: ~12.5% (1 in 8 experts cross boundary)", None, "copies cross")
 @functools.cache
 def design(case: Case) -> Answer:
     """Nodes that a token crosses to, of EP 64 in order, with the gate's limit to groups
@@ -108,7 +108,7 @@ def design(case: Case) -> Answer:
     inside = 2 * case.elements(".experts.") / plan.pp / case.cluster.domain / 1e9
     return wrong(
         load.remote_nodes_per_token,
-        "copies a token cross in V3's own design: one group of "
+        "that is V3's own design: one group of "
         "the gate a node, at most 4 of 8 nodes, sent once a node and on over NVLink. "
         "Nothing crosses if each node holds all experts (EP 8), which is the least there "
         f"is: {inside:.1f} GB of BF16 experts a GPU at PP 16, twice that in DualPipe, and "
@@ -131,7 +131,7 @@ def flops(case: Case) -> Answer:
     )
 
 
-@SIX.claim(1206, r"$N_{opt} = 0.7 \times D^{0.5}$ (approximate)")
+@SIX.claim(1206, r"$N_{opt} = 0.7 \times D^{0.5}$ (approximate)", None, "×")
 def optimum(case: Case) -> Answer:
     """Parameters for V3's tokens by D = 20 N, which the seed takes below, over those by
     this rule.
@@ -139,7 +139,7 @@ def optimum(case: Case) -> Answer:
     tokens = case.v3.tokens
     return wrong(
         tokens / 20 / (0.7 * tokens**0.5),
-        f"times: 0.7 √D is {0.7 * tokens**0.5 / 1e6:.1f} M "
+        f"0.7 √D is {0.7 * tokens**0.5 / 1e6:.1f} M "
         "parameters for 14.8 T tokens; the square root is of compute",
     )
 
@@ -234,7 +234,7 @@ def times_cheaper(case: Case) -> Answer:
     )
 
 
-@SIX.claim(1240, "- Lower inference cost (37B vs 300B activated)")
+@SIX.claim(1240, "- Lower inference cost (37B vs 300B activated)", None, "B read")
 @functools.cache
 def inference(case: Case) -> Answer:
     """Parameters that a decode batch of 256 tokens reads, B: experts hit in expectation, and the
@@ -248,6 +248,6 @@ def inference(case: Case) -> Answer:
     whole = experts * read + case.inventory().parameters - experts
     return assuming(
         whole / 1e9,
-        "B are read: lower in FLOPs, and in bytes only for few tokens; a "
+        "lower in FLOPs, and in bytes only for few tokens; a "
         "batch meets nearly all experts, twice the dense model's 300 B, on many GPUs",
     )

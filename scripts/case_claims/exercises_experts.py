@@ -123,7 +123,7 @@ def lower_peak(case: Case) -> Answer:
     )
 
 
-@TWO.claim(912, "| 256 experts, top-8 | N/32 | 1 + 3.33/√(N/32) | Lower |")
+@TWO.claim(912, "| 256 experts, top-8 | N/32 | 1 + 3.33/√(N/32) | Lower |", None, "× less excess")
 def ranks_balance(case: Case) -> Answer:
     """Excess of the busiest of 64 GPUs, drawn: 64 experts over 256, so one each over four each."""
     fine, coarse = options(case)
@@ -131,7 +131,7 @@ def ranks_balance(case: Case) -> Answer:
     ratio = excess(case, coarse, ranks) / excess(case, fine, ranks)
     return assuming(
         ratio,
-        "times less excess, on the same GPUs, which hold 4 small experts in "
+        "on the same GPUs, which hold 4 small experts in "
         "place of a large one: four times as many rows of a quarter of the work. An "
         "expert alone is no better off",
     )

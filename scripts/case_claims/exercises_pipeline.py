@@ -71,12 +71,14 @@ def code_dualpipe(case: Case) -> Answer:
     )
 
 
-@FOUR.claim(1065, "dual_bubble = (stages - 1) / (micro_batches + stages - 1) / 2")
+@FOUR.claim(
+    1065, "dual_bubble = (stages - 1) / (micro_batches + stages - 1) / 2", None, "of 1F1B's"
+)
 def circular(case: Case) -> Answer:
     """Simulated bubble seconds of DualPipe over 1F1B's, 8 stages, 16 micro-batches."""
     return wrong(
         fewer(case, case.small),
-        "of 1F1B's. The exercise asks to verify that half is left; "
+        "the exercise asks to verify that half is left; "
         "its code builds a DualPipe schedule, ignores it and prints half of 1F1B's",
     )
 

@@ -129,7 +129,12 @@ def total_volume(case: Case) -> Answer:
     )
 
 
-@VOLUME.claim(578, "This requires high-bandwidth networking and careful overlap.")
+@VOLUME.claim(
+    578,
+    "This requires high-bandwidth networking and careful overlap.",
+    None,
+    "of the kernels' time",
+)
 def needs_overlap(case: Case) -> Answer:
     """Seconds of dispatch and combine of 4,096 tokens in 4 layers' forward over its kernels'
     seconds.
@@ -140,12 +145,12 @@ def needs_overlap(case: Case) -> Answer:
     ratio = moe * sum(x.seconds for x in exchange(case, case.v3.sequence)) / forward
     return holds(
         ratio,
-        "of the kernels' time of a BF16 forward, on 20 SMs; the faster those are, in "
+        "of a BF16 forward, on 20 SMs; the faster those are, in "
         "FP8, the more. The report has about 1:1",
     )
 
 
-@LESSON.claim(682, "- Smaller expert communication")
+@LESSON.claim(682, "- Smaller expert communication", None, "× as much")
 def smaller(case: Case) -> Answer:
     """Copies of the model's routing that cross nodes over those of 8 experts, top 2."""
     from .experts import Routing, copies
@@ -153,19 +158,18 @@ def smaller(case: Case) -> Answer:
     ratio = copies(case, case.routing) / copies(case, Routing(8, 2))
     return wrong(
         ratio,
-        "times as much; the seed's own volumes above say 4. Without the limit to "
-        "4 nodes it would be more",
+        "the seed's own volumes above say 4. Without the limit to 4 nodes it would be more",
     )
 
 
-@LESSON.claim(681, "- More routing flexibility")
+@LESSON.claim(681, "- More routing flexibility", None, "× as many sets")
 def flexibility(case: Case) -> Answer:
     """Sets of experts that a token can go to, the model's over those of 64 experts, top 2."""
     routing = case.routing
     fine = math.comb(routing.experts, routing.top_k)
     return holds(
         fine / math.comb(routing.experts // 4, routing.top_k // 4),
-        "times as many sets, before the limit to groups",
+        "before the limit to groups",
     )
 
 

@@ -97,7 +97,12 @@ def fine_volume(case: Case) -> Answer:
     )
 
 
-@FINE.claim(182, "**better load balancing** due to more fine-grained routing decisions")
+@FINE.claim(
+    182,
+    "**better load balancing** due to more fine-grained routing decisions",
+    None,
+    "× less excess",
+)
 @functools.cache
 def fine_balance(case: Case) -> Answer:
     """Excess of the slowest rank over the mean, 8 large experts top 2 over the model's, uniform."""
@@ -112,8 +117,7 @@ def fine_balance(case: Case) -> Answer:
     )
     return holds(
         (coarse.imbalance - 1) / (fine.imbalance - 1),
-        "times less excess of the slowest of 8 GPUs, by chance alone, since more and "
-        "smaller pieces average out",
+        "of the slowest of 8 GPUs, by chance alone, since more and smaller pieces average out",
     )
 
 
@@ -133,7 +137,7 @@ def constructs(case: Case) -> Answer:
     except AttributeError as error:
         return wrong(
             f"AttributeError: {error}",
-            "super().__init__() is missing; in AuxFreeMoE "
+            "`super().__init__()` is missing; in AuxFreeMoE "
             "n_active is never set either, and the dispatch is not written",
         )
     return holds("constructs", "torch accepts it")
@@ -208,7 +212,7 @@ def _layer(case: Case) -> nn.Module:
     return nn.ModuleDict({"gate": small_gate(case)})
 
 
-@BALANCE.claim(244, "logits = gate(x) + self.expert_bias")
+@BALANCE.claim(244, "logits = gate(x) + self.expert_bias", None, "largest change of a weight")
 def bias_in_weights(case: Case) -> Answer:
     """Largest change of a weight by a bias of 0.5 for one expert, tokens whose choice stays."""
     model_gate = small_gate(case)
@@ -248,7 +252,9 @@ def _moved(weigh: Callable[[], tuple[torch.Tensor, torch.Tensor]], bias: torch.T
     return (after - before)[same].abs().max().item()
 
 
-@BALANCE.claim(265, "This achieves balanced loading without gradient interference.")
+@BALANCE.claim(
+    265, "This achieves balanced loading without gradient interference.", None, "largest over mean"
+)
 @functools.cache
 def balances(case: Case) -> Answer:
     """Largest load over the mean of a skewed gate after 200 updates by the seed's rule at 0.01."""

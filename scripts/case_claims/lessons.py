@@ -24,15 +24,22 @@ TAKEAWAYS = Section("Key Takeaways")
 
 ARCHITECTURE.claim(662, "18× compute reduction", "18", "×")(reduction)
 ARCHITECTURE.claim(663, "57× KV cache reduction", "57", "×")(compression)
-FINE.claim(680, "- Better statistical load balancing")(fine_balance)
-BALANCE.claim(690, "- Self-correcting load balancing")(balances)
+FINE.claim(680, "- Better statistical load balancing", None, "× less excess")(fine_balance)
+BALANCE.claim(690, "- Self-correcting load balancing", None, "largest over mean")(balances)
 TAKEAWAYS.claim(1246, "MoE (18×)", "18", "×")(reduction)
 TAKEAWAYS.claim(1246, "MLA (57× KV)", "57", "×")(compression)
-TAKEAWAYS.claim(1248, "256 small experts beat 64 large experts for load balancing")(ranks_balance)
-TAKEAWAYS.claim(1252, "Dynamic bias adjustment achieves load balance without gradient")(balances)
-TAKEAWAYS.claim(1256, "Without MLA, 128K context would require prohibitive KV cache.")(
-    standard_long
-)
+TAKEAWAYS.claim(
+    1248, "256 small experts beat 64 large experts for load balancing", None, "× less excess"
+)(ranks_balance)
+TAKEAWAYS.claim(
+    1252,
+    "Dynamic bias adjustment achieves load balance without gradient",
+    None,
+    "largest over mean",
+)(balances)
+TAKEAWAYS.claim(
+    1256, "Without MLA, 128K context would require prohibitive KV cache.", None, "GPUs' memories"
+)(standard_long)
 assert long_context
 
 
@@ -74,21 +81,23 @@ def decode_seconds(case: Case, standard: bool) -> float:
     return sum(s for path, s in found.items() if "self_attn" in path) / layers
 
 
-@TRADE.claim(674, "For inference with 128K context, this trade-off is highly favorable.")
+@TRADE.claim(
+    674, "For inference with 128K context, this trade-off is highly favorable.", None, "× as fast"
+)
 def favourable(case: Case) -> Answer:
     """Kernel model: decode attention of one layer at 131,072 tokens, standard over the model's."""
     return holds(
         decode_seconds(case, True) / decode_seconds(case, False),
-        "times faster, as a decoded token waits for the cache",
+        "a decoded token waits for the cache",
     )
 
 
-@BALANCE.claim(688, "- No hyperparameter tuning for balance loss weight")
+@BALANCE.claim(688, "- No hyperparameter tuning for balance loss weight", None, "= α")
 def hyperparameter(case: Case) -> Answer:
     """Published weight of the sequence-wise loss that V3 keeps beside the bias."""
     return wrong(
         case.v3.auxiliary_alpha,
-        f"is the α of that loss, and the bias has its γ of {case.v3.bias_speed:g}: two, both small",
+        f"the bias has its γ of {case.v3.bias_speed:g}: two, both small",
     )
 
 

@@ -54,8 +54,8 @@ TEACHING = (
 )
 
 
-def figure(value: Figure | None) -> str:
-    """Four digits at most, and only those that a rerun repeats."""
+def figure(value: Figure | None, digits: int = 3) -> str:
+    """With so many significant digits, whole numbers as they are."""
     if value is None:
         return "-"
     if isinstance(value, str):
@@ -64,7 +64,7 @@ def figure(value: Figure | None) -> str:
         return "0"
     if float(value).is_integer() and abs(value) < 1e7:
         return f"{value:,.0f}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}" if 1e-3 <= abs(value) < 1e7 else f"{value:.2e}"
 
 
@@ -78,6 +78,11 @@ def difference(row: Row) -> str:
     return "0" if abs(found) < 5e-4 else f"{100 * found:+.1f} %"
 
 
+def capital(text: str) -> str:
+    """As a sentence begins; signs and code stay as they are."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
 def quote(text: str) -> str:
     """As code, on one line of a table."""
     return "`" + text.strip("| ").replace(" | ", " : ").replace("|", r"\|") + "`"
@@ -85,15 +90,15 @@ def quote(text: str) -> str:
 
 def stated(row: Row) -> str:
     """As printed, else as worked out from the seed's formula."""
-    printed = row.claim.printed
-    return printed if printed and row.answer.seed is None else figure(row.stated)
+    return row.claim.printed or figure(row.stated)
 
 
 def ours(row: Row) -> str:
     """With the unit, and the figure under the assumption in brackets."""
-    under = row.answer.under
-    text = f"{figure(row.answer.ours)} {row.claim.unit}".strip()
-    return text if under is None else f"{text} ({figure(under)})"
+    under, printed = row.answer.under, row.claim.printed or ""
+    digits = max(3, len(printed.replace(".", "").replace(",", "").lstrip("0")))
+    text = f"{figure(row.answer.ours, digits)} {row.claim.unit}".strip()
+    return text if under is None else f"{text} ({figure(under, digits)})"
 
 
 def cells(row: Row) -> list[str]:
@@ -108,7 +113,7 @@ def cells(row: Row) -> list[str]:
         ours(row),
         difference(row),
         verdict,
-        f"{why[:1].upper()}{why[1:]}*{row.claim.how.rstrip('.')}*",
+        f"{capital(why)}*{row.claim.how.rstrip('.')}*",
     ]
     return [*found[:1], found[1], *(cell.replace("|", r"\|") for cell in found[2:])]
 
@@ -149,7 +154,7 @@ def corrections(rows: Sequence[Row]) -> str:
         if row.answer.verdict not in (ASSUMING, WRONG):
             raise ValueError(f"line {line} is no correction: {row.answer.verdict}")
         figures = f"{stated(row)} → {ours(row)}" if row.stated is not None else ours(row)
-        why = row.answer.because[0].upper() + row.answer.because[1:]
+        why = capital(row.answer.because)
         lines.append(f"* line {line}, {quote(row.claim.quote)}: {figures}. {why}.")
     return "## The corrections that teach most\n\n" + "\n".join(lines)
 

@@ -58,7 +58,7 @@ def one_f_one_b(case: Case) -> Answer:
     )
 
 
-@INNOVATION.claim(420, "another can be in backward pass on the same stage")
+@INNOVATION.claim(420, "another can be in backward pass on the same stage", None, "of the forwards")
 def overlaps(case: Case) -> Answer:
     """Slots of the built schedule in which a rank runs a forward with a backward, of all
     forwards.
@@ -70,7 +70,7 @@ def overlaps(case: Case) -> Answer:
     )
     return holds(
         both / (case.ranks * case.microbatches),
-        "of the forwards run in one slot with a "
+        "run in one slot with a "
         "backward of another micro-batch; the drawing, though, has one end only: the "
         "streams enter from both ends",
     )
@@ -128,14 +128,14 @@ def dualpipe(case: Case) -> Answer:
     )
 
 
-@HIDING.claim(476, "DualPipe enables communication hiding")
+@HIDING.claim(476, "DualPipe enables communication hiding", None, "× as long in the open")
 def hides(case: Case) -> Answer:
     """Simulated step with blocking sends of half a forward over one with sends beside computing."""
     plain = case.pipeline("dualpipe", transfer=0.5).seconds
     blocked = case.pipeline("dualpipe", transfer=0.5, blocking=True).seconds
     return holds(
         blocked / plain,
-        "times longer if sends are not hidden. The code waits for its "
+        "if sends are not hidden. The code waits for its "
         "receive before it computes and never for its sends; what V3 hides is the "
         "experts' exchange, of which the code has none",
     )

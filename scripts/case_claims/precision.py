@@ -29,13 +29,13 @@ LESSON = Section("Lesson 1: Architectural Efficiency Dominates")
 TAKEAWAYS = Section("Key Takeaways")
 
 
-@USES.claim(269, "DeepSeek-V3 extensively uses FP8")
+@USES.claim(269, "DeepSeek-V3 extensively uses FP8", None, "% of the FLOPs")
 def extensively(case: Case) -> Answer:
     """Share of the traced step's matrix FLOPs, 4 MoE layers, whose operands are FP8."""
     flops = stage_times(case, "fp8").ledger.total().flops
     return holds(
         100 * flops["fp8"] / sum(flops.values()),
-        "% of the FLOPs: attention's core and the "
+        "attention's core and the "
         "gate stay in BF16, as do embedding, head, norms and all that is no product",
     )
 
@@ -101,8 +101,8 @@ def _draw(case: Case, rows: int = 1024) -> torch.Tensor:
     return torch.randn(rows, rows, generator=case.generator())
 
 
-@FORMATS.claim(281, "**E5M2**: Lower precision, larger range → gradients")
-@GRADIENTS.claim(350, "Gradients use E5M2 for larger dynamic range")
+@FORMATS.claim(281, "**E5M2**: Lower precision, larger range → gradients", None, "× the error")
+@GRADIENTS.claim(350, "Gradients use E5M2 for larger dynamic range", None, "× the error")
 @functools.cache
 def gradient_format(case: Case) -> Answer:
     """Error in the norm of a drawn gradient in E5M2 over that in E4M3, both in 1×128 tiles."""
@@ -110,7 +110,7 @@ def gradient_format(case: Case) -> Answer:
     narrow, wide = (fp8.error_of(x, "tile", dtype).norm for dtype in case.formats)
     return wrong(
         wide / narrow,
-        "times the error. True of what was usual before; V3 has E4M3 "
+        "true of what was usual before; V3 has E4M3 "
         "everywhere, since scales by tile give the range (`fp8.Recipe().gradient` is "
         f"{fp8.Recipe().gradient})",
     )
@@ -173,7 +173,21 @@ def tensor_scale(case: Case) -> Answer:
     return holds(round((scale * torch.finfo(fp8.E4M3).max / x.abs().max()).item(), 6), seed=1.0)
 
 
-@LINEAR.claim(310, "# Result accumulated in FP16 or FP32")
+@FORMATS.claim(280, "**E4M3**: Higher precision, smaller range → activations, weights")
+def operand_format(case: Case) -> Answer:
+    """Types of a weight and an activation in the library's recipe of V3, each quantised."""
+    recipe, x = fp8.Recipe(), torch.ones(128, 128)
+    found = {str(recipe.weight(x).values.dtype), str(recipe.tokens(x).values.dtype)}
+    return holds(" and ".join(sorted(found)), "and gradients as well")
+
+
+@LINEAR.claim(295, "# Master weights in FP32 for optimizer")
+def master(case: Case) -> Answer:
+    """Type of the weight of `fp8.MasterLinear`."""
+    return holds(str(fp8.MasterLinear(4, 4).weight.dtype), "as in V3")
+
+
+@LINEAR.claim(310, "# Result accumulated in FP16 or FP32", None, "% off")
 @functools.cache
 def accumulation(case: Case) -> Answer:
     """Largest error over the RMS of 4096-term products of positives, summed as Hopper does."""
@@ -185,7 +199,7 @@ def accumulation(case: Case) -> Answer:
     size = want.square().mean().sqrt()
     return wrong(
         100 * (off.abs().max() / size).item(),
-        "%: Hopper's FP8 tensor cores keep about "
+        "Hopper's FP8 tensor cores keep about "
         "14 bits of a sum; V3 adds to FP32 every 128 products, which leaves "
         f"{100 * (part.abs().max() / size).item():.2g} %",
     )
