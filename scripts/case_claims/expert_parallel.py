@@ -8,10 +8,12 @@ import math
 from tracer.errors import UserError
 from tracer.parallel import Plan
 from tracer.parallel.expert_exchange import combine, dispatch
+from tracer.parallel.expert_traffic import Routing
 from tracer.parallel.network import NetTime
 
 from .case import Case
 from .claim import Answer, Section, holds, wrong
+from .experts import copies
 from .precision import stage_times
 
 SHARDING = Section("Expert Sharding Strategy")
@@ -110,7 +112,7 @@ def volume(case: Case) -> Answer:
         rank_volume(case) / 1e9,
         "top-k / experts is one expert's share of all tokens, not "
         f"a rank's: of 4 M tokens a rank has {tokens:,}, each crosses to "
-        "3.2 other nodes and not to 8 ranks, and one way is FP8",
+        f"{copies(case, case.routing):.1f} other nodes and not to 8 ranks, and one way is FP8",
         seed_volume(case) / 1e9,
     )
 
@@ -153,8 +155,6 @@ def needs_overlap(case: Case) -> Answer:
 @LESSON.claim(682, "- Smaller expert communication", None, "× as much")
 def smaller(case: Case) -> Answer:
     """Copies of the model's routing that cross nodes over those of 8 experts, top 2."""
-    from .experts import Routing, copies
-
     ratio = copies(case, case.routing) / copies(case, Routing(8, 2))
     return wrong(
         ratio,

@@ -18,8 +18,9 @@ from tracer.models.balance import (
     sign_rule_,
 )
 from tracer.models.moe import Gate
-from tracer.parallel.expert_traffic import Routing, spread
+from tracer.parallel.expert_traffic import Routing
 from tracer.parallel.experts import contiguous, expert_load, uniform
+from tracer.parallel.experts.copies import copies_of
 from tracer.parallel.experts.routing import gate
 
 from .case import Case
@@ -69,7 +70,7 @@ def narrower(case: Case) -> Answer:
 
 def copies(case: Case, routing: Routing) -> float:
     """Expected copies of a token that cross to another node of the plan's EP group."""
-    return spread(routing, case.expert_group).crossing
+    return copies_of(routing, case.expert_group).crossing
 
 
 @FINE.claim(177, r"\times 2 = 4BSd", "4", "d bytes a token")
@@ -257,7 +258,7 @@ def _moved(weigh: Callable[[], tuple[torch.Tensor, torch.Tensor]], bias: torch.T
 )
 @functools.cache
 def balances(case: Case) -> Answer:
-    """Largest load over the mean of a skewed gate after 200 updates by the seed's rule at 0.01."""
+    """Largest load over the mean of a skewed gate after 120 updates by the seed's rule at 0.01."""
     start, by_seed = _balanced(case, proportional_rule_, 0.01)
     _, by_sign = _balanced(case, sign_rule_, 0.01)
     return assuming(
@@ -279,7 +280,7 @@ def _balanced(
     noise = torch.randn(512, experts, generator=generator, dtype=torch.float64)
     score = (popular + noise).sigmoid()
     bias, loads = torch.zeros(experts, dtype=torch.float64), []
-    for _ in range(200):
+    for _ in range(120):
         chosen = torch.from_numpy(gate((score + bias).numpy(), top))  # quicker than topk
         load = load_of(chosen, experts)
         loads.append(imbalance(load))
