@@ -77,7 +77,7 @@ def expert_weights(case: Case) -> Answer:
 
 @BUDGET.claim(616, "| Shared layers (1/16 of PP) | ~3 |", "3", "GB")
 def shared_weights(case: Case) -> Answer:
-    """Weights of the fullest GPU's sharded trace less its experts; BF16."""
+    """Weights of the traced model less routed experts, BF16, over PP of the published plan."""
     rest = case.inventory().weight_bytes - 2 * case.elements(".experts.")
     return wrong(rest / case.plan.pp / 1e9, f"a sixteenth of what is no expert. {DOUBLE}")
 
@@ -135,7 +135,8 @@ def total(case: Case) -> Answer:
     """Total of the fullest GPU of the published plan, under 1F1B."""
     return wrong(
         _of_memory(case, "total"),
-        f"and 80 of 80 GB would not run: {DOUBLE}; buffers and the allocator need theirs too",
+        "and 80 of 80 GB would not run, as buffers and the allocator need theirs too. DualPipe has "
+        "twice the weights, gradients and states, and some more activations",
     )
 
 

@@ -27,6 +27,8 @@ FIXED = {
     "growth": "a default of the library",
     "h100_bf16": "the datasheet of the chip that the claim names",
     "h100_fp8": "the datasheet of the chip that the claim names",
+    "operand_format": "the recipe of the library",
+    "master": "a default of the library",
     "nic": "both clusters have 400 Gb/s",
     "context": "both plans have CP 1",
     "kv": "training has no cache",
