@@ -50,7 +50,7 @@ def test_experts_saturate_and_then_the_line_wins():
     assert brute == 512
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 9), st.integers(0, 30), st.integers(0, 2000), st.integers(0, 30),
     st.integers(1, 3000), st.integers(1, 40),

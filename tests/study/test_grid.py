@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.errors import UserError
@@ -50,6 +50,7 @@ def test_an_endless_grid_names_its_cost():
     assert "1,500,000,000,000 bytes" in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 30))
 def test_blocks_hold_every_point_once_in_order(lengths, size):
     grid = Grid(tuple(Axis(f"x{i}", tuple(float(v) for v in range(1, n + 1)))

@@ -132,6 +132,7 @@ SIDES = st.fixed_dictionaries(
 RANGES = st.tuples(st.floats(0.1, 50), st.floats(1, 8)).map(lambda r: (r[0], r[0] * r[1]))
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, RANGES, RANGES)
 def test_what_a_box_proves_holds_at_its_points(x, y, one, two):
     if not Box({"x": one, "y": two}, {}, {}).never_above(x, y):
@@ -151,7 +152,7 @@ def test_a_box_cancels_what_terms_share():
     assert not wider.never_above({(("x", 1), ("y", 1)): 2.0}, {(("x", 1),): 3.0})
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 60), SIDES, SIDES, SIDES), min_size=1, max_size=6),
     RANGES,

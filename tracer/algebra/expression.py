@@ -136,28 +136,28 @@ class Expr:
             return Expr(self.scope, {m: ratio(c, other) for m, c in self.terms.items()})
         if type(other) is not Expr:
             return NotImplemented
-        return division.quotient(self, other)
+        return _division().quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return division.quotient(other, self) if isinstance(other, NUMBERS) else NotImplemented
+        return _division().quotient(other, self) if isinstance(other, NUMBERS) else NotImplemented
 
-    def __divmod__(self, other: Any) -> tuple[Any, Any]:
-        return division.divided(self, other)
+    def __divmod__(self, other: Any) -> Any:
+        return _division().divided(self, other)
 
-    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
-        return division.divided(other, self)
+    def __rdivmod__(self, other: Any) -> Any:
+        return _division().divided(other, self)
 
     def __floordiv__(self, other: Any) -> Any:
-        return division.divided(self, other)[0]
+        return _division().divided(self, other)[0]
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return division.divided(other, self)[0]
+        return _division().divided(other, self)[0]
 
     def __mod__(self, other: Any) -> Any:
-        return division.divided(self, other)[1]
+        return _division().divided(self, other)[1]
 
     def __rmod__(self, other: Any) -> Any:
-        return division.divided(other, self)[1]
+        return _division().divided(other, self)[1]
 
     def __pow__(self, power: Any) -> Any:
         if type(power) is int and power >= 0:
@@ -185,7 +185,7 @@ class Expr:
 
     def exact_quotient(self, other: Any) -> Any:
         """The quotient by `other` where that is whole for all values in range, else None."""
-        return division.exact_quotient(self, other)
+        return _division().exact_quotient(self, other)
 
     # -- comparison --------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class Expr:
     @property
     def is_whole(self) -> bool:
         """Whether it is surely an integer, as S(S+1)/2 is."""
-        return division.is_whole(self)
+        return bool(_division().is_whole(self))
 
     def __iter__(self) -> Iterator[NoReturn]:
         raise TypeError(f"{self} is a number, not a sequence")
@@ -330,4 +330,9 @@ def _plain(value: Number) -> Number:
     return value
 
 
-from . import division  # noqa: E402 - needs Expr, which needs it
+@functools.cache
+def _division() -> Any:
+    """The rules of division: they are made of expressions, so imported when there are some."""
+    from . import division
+
+    return division
