@@ -132,32 +132,40 @@ class Expr:
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
+        from .division import quotient
+
         if isinstance(other, NUMBERS):
             return Expr(self.scope, {m: ratio(c, other) for m, c in self.terms.items()})
         if type(other) is not Expr:
             return NotImplemented
-        return _division().quotient(self, other)
+        return quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _division().quotient(other, self) if isinstance(other, NUMBERS) else NotImplemented
+        from .division import quotient
 
-    def __divmod__(self, other: Any) -> Any:
-        return _division().divided(self, other)
+        return quotient(other, self) if isinstance(other, NUMBERS) else NotImplemented
 
-    def __rdivmod__(self, other: Any) -> Any:
-        return _division().divided(other, self)
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        from .division import divided
+
+        return divided(self, other)
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        from .division import divided
+
+        return divided(other, self)
 
     def __floordiv__(self, other: Any) -> Any:
-        return _division().divided(self, other)[0]
+        return divmod(self, other)[0]
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return _division().divided(other, self)[0]
+        return divmod(other, self)[0]
 
     def __mod__(self, other: Any) -> Any:
-        return _division().divided(self, other)[1]
+        return divmod(self, other)[1]
 
     def __rmod__(self, other: Any) -> Any:
-        return _division().divided(other, self)[1]
+        return divmod(other, self)[1]
 
     def __pow__(self, power: Any) -> Any:
         if type(power) is int and power >= 0:
@@ -185,7 +193,9 @@ class Expr:
 
     def exact_quotient(self, other: Any) -> Any:
         """The quotient by `other` where that is whole for all values in range, else None."""
-        return _division().exact_quotient(self, other)
+        from .division import exact_quotient
+
+        return exact_quotient(self, other)
 
     # -- comparison --------------------------------------------------------------------------------
 
@@ -267,7 +277,9 @@ class Expr:
     @property
     def is_whole(self) -> bool:
         """Whether it is surely an integer, as S(S+1)/2 is."""
-        return bool(_division().is_whole(self))
+        from .division import is_whole
+
+        return is_whole(self)
 
     def __iter__(self) -> Iterator[NoReturn]:
         raise TypeError(f"{self} is a number, not a sequence")
@@ -328,11 +340,3 @@ def _plain(value: Number) -> Number:
     if type(value) is Fraction and value.denominator == 1:
         return value.numerator
     return value
-
-
-@functools.cache
-def _division() -> Any:
-    """The rules of division: they are made of expressions, so imported when there are some."""
-    from . import division
-
-    return division
