@@ -73,7 +73,7 @@ def cut(path: str, whole: torch.Tensor, layout: Layout) -> torch.Tensor:
     def part(group: Group, dim: int, tensor: torch.Tensor = whole) -> torch.Tensor:
         return tensor.chunk(group.size, dim)[group.rank]
 
-    name = path.split(".")[-2] if path.endswith("weight") else path.split(".")[-1]
+    name = path.split(".")[-2] if path.endswith("weight") else path.rpartition(".")[2]
     if ".mlp.experts." in path:
         if layout.ep.size > 1:
             copies = whole[: layout.redundant_experts]
@@ -155,7 +155,7 @@ def training(config: dict, tp: int, ep: int, options: dict) -> None:
             for parameters in (owned(model), whole.parameters()):
                 for parameter in parameters:
                     if parameter.grad is not None:
-                        parameter -= 0.5 * parameter.grad
+                        parameter.sub_(0.5 * parameter.grad)
         gather_parameters(model)
         for parameters in (model.parameters(), whole.parameters()):
             for parameter in parameters:
@@ -216,7 +216,7 @@ def fp8_training() -> None:
 
 
 def pipeline() -> None:
-    """Four stages of one layer or none each end to end, forward and backward, over send, receive."""
+    """Four stages of one layer each, forward and backward, over `send` and `receive`."""
     sizes = Config.from_hf({**V3, "num_hidden_layers": WORLD})
     whole = build(sizes, precision="fp32", training=True, device="cpu").init_weights(0)
     rank = dist.get_rank()

@@ -1,4 +1,4 @@
-"""Four real processes over gloo: the parallel model gives the whole model's logits and gradients."""
+"""Four real processes over gloo: their parts give the whole model's logits and gradients."""
 
 import json
 
