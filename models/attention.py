@@ -20,6 +20,7 @@ from torch import nn
 
 from .cache import KVCache
 from .config import Config
+from .fp8 import Quantized
 from .linear import Precision, projection
 from .norm import RMSNorm
 from .rope import rotate
@@ -82,17 +83,12 @@ class MLA(nn.Module):
         self.register_buffer("w_uv_HVC", None, persistent=False)
 
     def forward(self, x_TD: torch.Tensor, step: Step) -> torch.Tensor:
-        x = self.kv_a_proj_with_mqa.prepare(x_TD)
-        if self.compress_q:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        else:
-            q = self.q_proj(x)
+        q_in, c_kv_TC, k_rope_TR = self._shared_by_heads(x_TD)
+        q = self.q_b_proj(q_in) if self.compress_q else self.q_proj(q_in)
         q_BSHd = q.view(step.batch, step.seq, self.heads, self.nope_dim + self.rope_dim)
         q_nope_BSHX, q_rope_BSHR = q_BSHd.split([self.nope_dim, self.rope_dim], dim=-1)
         q_rope_BSHR = rotate(q_rope_BSHR, step.rope)
 
-        latent_TC, k_rope_TR = self.kv_a_proj_with_mqa(x).split([self.rank, self.rope_dim], dim=-1)
-        c_kv_TC = self.kv_a_layernorm(latent_TC)
         k_rope_BS1R = rotate(k_rope_TR.view(step.batch, step.seq, 1, self.rope_dim), step.rope)
 
         cached_BLd = None
@@ -104,6 +100,16 @@ class MLA(nn.Module):
         else:
             o = self._naive(q_nope_BSHX, q_rope_BSHR, c_kv_TC, k_rope_BS1R)
         return self.o_proj(o)
+
+    def _shared_by_heads(self, x_TD: torch.Tensor) -> tuple[torch.Tensor | Quantized, ...]:
+        """The query's latent [T, Q] (x where it has none), c_kv [T, C], the bare rotary key [T, R].
+
+        What comes behind is done for each head.
+        """
+        x = self.kv_a_proj_with_mqa.prepare(x_TD)
+        q_in = self.q_a_layernorm(self.q_a_proj(x)) if self.compress_q else x
+        latent_TC, k_rope_TR = self.kv_a_proj_with_mqa(x).split([self.rank, self.rope_dim], dim=-1)
+        return q_in, self.kv_a_layernorm(latent_TC), k_rope_TR
 
     def _naive(self, q_nope_BSHX, q_rope_BSHR, c_kv_TC, k_rope_BS1R) -> torch.Tensor:
         """Attention among the new tokens alone, [T, H·V]."""

@@ -159,10 +159,14 @@ def dispatch(x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
     return _Dispatch.apply(x_TD, routing.order, routing.inverse, routing.top_k)
 
 
+def collect(y_ND: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Rows sorted by expert back in the order in which they were before `dispatch`."""
+    return _Collect.apply(y_ND, routing.order, routing.inverse)
+
+
 def combine(y_ND: torch.Tensor, weight_Tk: torch.Tensor, routing: Routing) -> torch.Tensor:
     """The weighted sum [T, D] of the k results of each token, without atomics."""
-    y_ND = _Collect.apply(y_ND, routing.order, routing.inverse)
-    y_TkD = y_ND.unflatten(0, (-1, routing.top_k))
+    y_TkD = collect(y_ND, routing).unflatten(0, (-1, routing.top_k))
     return (y_TkD * weight_Tk.to(y_TkD.dtype).unsqueeze(-1)).sum(dim=1)
 
 

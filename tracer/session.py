@@ -16,9 +16,9 @@ from .capture.records import Trace
 from .capture.store import load as load_trace
 from .capture.store import save as save_trace
 from .cost import EFFICIENT, Conventions, Cost, Ledger, price
+from .cost.timeline import Timeline, timeline
 from .errors import UserError
 from .machine import Times, Timing, time_ledger
-from .predict.timeline import Timeline, timeline
 from .report import compare as comparing
 from .report import exports
 from .report.chakra import chakra_trace

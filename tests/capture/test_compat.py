@@ -272,3 +272,19 @@ def test_no_dispatch_modes_hides_ops_and_restores_the_modes():
             torch.zeros(1)
         torch.full((1,), 2.0)
     assert seen == ["aten.ones.default", "aten.full.default"]
+
+
+def test_groups_are_found_by_name_boxed_or_not():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert compat.process_groups() == {}
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=8)
+    try:
+        group = torch.distributed.new_group([1, 3, 5], group_desc="odd")
+        assert compat.group_name(group) == compat.group_name(group.boxed()) == group.group_name
+        assert compat.group_name(torch.float32) is None
+        assert compat.process_groups()[group.group_name] == {
+            "axis": "odd", "size": 3, "start": 1, "stride": 2,
+        }  # fmt: skip
+    finally:
+        torch.distributed.destroy_process_group()

@@ -12,8 +12,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 
 from tracer.capture import Capture
+from tracer.cost.timeline import timeline
 from tracer.models import build, bundled_config
-from tracer.predict.timeline import timeline
 
 
 class Block(nn.Module):

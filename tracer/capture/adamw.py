@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +17,8 @@ class MasterAdamW:
     as in every step but the first.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        used = [p for p in model.parameters() if p.grad is not None]
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        used = [p for p in parameters if p.grad is not None]
         self.rounded: list[Tensor] = [p for p in used if p.dtype != torch.float32]
         self.plain: list[Tensor] = [p for p in used if p.dtype == torch.float32]
         self.copies = [torch.empty_like(p, dtype=torch.float32) for p in self.rounded]

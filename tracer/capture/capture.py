@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from ..errors import UserError
+from . import compat
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
@@ -63,6 +64,7 @@ class Capture:
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()
         self._parameters: list[Parameter] = []
+        self._groups: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self._model is not None:
@@ -86,6 +88,7 @@ class Capture:
     ) -> None:
         # Also when the model raised midway: what ran stays readable.
         self._context.close()
+        self._groups = compat.process_groups()
         self._mark_gradients()
         if self._model is not None and self._lazy:
             known = {parameter.name for parameter in self._parameters}
@@ -174,6 +177,7 @@ class Capture:
                 "model": self._stack.calls[0].kind,
                 "attention": self._attention,
                 "torch": str(torch.__version__),
+                **({"groups": self._groups} if self._groups else {}),
             },
         )
 

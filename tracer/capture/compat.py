@@ -22,12 +22,14 @@ __all__ = [
     "decompose",
     "fake_mode",
     "fused_attention_allowed",
+    "group_name",
     "is_composite",
     "is_fake",
     "next_sequence_nr",
     "no_dispatch_modes",
     "outside_fake_mode",
     "override_composite",
+    "process_groups",
     "recomputes",
     "storage_key",
     "tree_any",
@@ -100,6 +102,37 @@ def recomputes(node: Any) -> bool:
         return True
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+def group_name(value: Any) -> str | None:
+    """Name of the process group behind an op's argument, boxed or not; None for anything else."""
+    if isinstance(value, torch.ScriptObject):
+        if "ProcessGroup" not in str(value._type()):
+            return None
+        value = torch.distributed.ProcessGroup.unbox(value)
+    name = getattr(value, "group_name", None)
+    return None if name is None else str(name)
+
+
+def process_groups() -> dict[str, dict[str, Any]]:
+    """The process groups in force: name -> what it is for and the ranks that are in it.
+
+    Ranks at an even distance are `start`, `size` and `stride`, others a list `ranks`.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return {}
+    from torch.distributed.distributed_c10d import _world
+
+    found: dict[str, dict[str, Any]] = {}
+    for group, name in _world.pg_names.items():
+        ranks = torch.distributed.get_process_group_ranks(group)
+        stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
+        even = range(ranks[0], ranks[0] + stride * len(ranks), stride) if stride else range(0)
+        where: dict[str, Any] = {"size": len(ranks), "ranks": ranks}
+        if list(even) == ranks:
+            where = {"size": len(ranks), "start": ranks[0], "stride": stride}
+        found[name] = {"axis": group.group_desc, **where}
+    return found
 
 
 def outside_fake_mode() -> Any:

@@ -36,8 +36,8 @@ class Recorder(compat.TorchDispatchMode):
     """Notes every dispatched op, in any phase, on any device.
 
     Works under `no_grad`, `inference_mode`, autocast, activation checkpointing and an active
-    `FakeTensorMode`. Ops on DTensors and jagged nested tensors are passed on to these, so that the
-    ops behind them are seen.
+    `FakeTensorMode`. Ops on DTensors, results of collectives that are not waited for yet and jagged
+    nested tensors are passed on to these, so that the ops behind them are seen.
     """
 
     supports_higher_order_operators = True
@@ -67,7 +67,7 @@ class Recorder(compat.TorchDispatchMode):
                 self._profiler_mark(schema.name, args)
             return func(*args, **(kwargs or {}))
         for kind in types:
-            if kind.__name__ in ("DTensor", "NestedTensor"):
+            if kind.__name__ in ("DTensor", "AsyncCollectiveTensor", "NestedTensor"):
                 return NotImplemented
         if schema.composite and not any(isinstance(a, Tensor) and a.is_nested for a in args):
             # inference_mode hands composite ops over whole (`linear`, `matmul`): look inside.
@@ -218,7 +218,7 @@ def _name(value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, (torch.device, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return str(value)
-    return f"<{type(value).__name__}>"
+    return compat.group_name(value) or f"<{type(value).__name__}>"
 
 
 def _tensors(value: Any) -> list[At]:
@@ -249,5 +249,8 @@ def _read_schema(func: Any) -> _Schema:
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+    if func.namespace == "c10d" and str(func).endswith("_.default"):
+        # In-place collectives write their first argument; their schemas do not say so.
+        written = ((0, func._schema.arguments[0].name),)
     silent = func.namespace in ("profiler", "prim", "debugprims")
     return _Schema(str(func), silent, compat.is_composite(func), written, "resize" in str(func))

@@ -157,8 +157,8 @@ def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers
             capture.unfold()
             with capture.paused():
                 if layers:
-                    _fill_gradients(model)
-                step = MasterAdamW(model) if optimizer == "adamw" else None
+                    fill_gradients(model)
+                step = MasterAdamW(model.parameters()) if optimizer == "adamw" else None
             if step is not None:
                 capture.mark("optimizer", step.tensors())
                 with capture.optimizer_step():
@@ -169,7 +169,7 @@ def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers
             parameter.grad = None
 
 
-def _fill_gradients(model: nn.Module) -> None:
+def fill_gradients(model: nn.Module) -> None:
     """Layers that folding left out get the gradient that their like got."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:

@@ -21,7 +21,7 @@ from .fusion import Node, fuse
 from .registry import Env, Formula, Registry, registry
 from .roles import storage_roles
 from .traffic import Traffic, is_view, traffic
-from .work import FREE, UNKNOWN, UNMODELLED, Cost, Work
+from .work import COLLECTIVE, FREE, UNKNOWN, UNMODELLED, Cost, Work
 
 assert formulas  # imported for its registrations
 
@@ -199,7 +199,8 @@ def _check(work: Work, name: str, op: Op, formula: Formula) -> None:
 
 
 def _node(op: Op, work: Work, formula: Formula | None) -> Node | None:
-    if work.kind == FREE or is_view(op):
+    # In-place collectives of c10d return what they were given, which is no view.
+    if work.kind == FREE or (work.kind != COLLECTIVE and is_view(op)):
         return None
     loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
     return Node(work.kind, op.phase, loop, traffic(op, work, formula))
@@ -232,6 +233,8 @@ def _kernel(
 
 
 def _cost(op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Conventions) -> Cost:
+    if work.kind == COLLECTIVE:
+        return Cost(messages={work.group: work.message})
     precision = work.precision
     if work.flops or work.recompute:
         if precision is None:

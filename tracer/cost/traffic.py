@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..capture.records import Op, TensorRef
 from .regions import covers
 from .registry import Formula, results_of
-from .work import FREE, Work
+from .work import COLLECTIVE, FREE, Work
 
 
 class Moved(NamedTuple):
@@ -46,6 +46,12 @@ def traffic(op: Op, work: Work, formula: Formula | None) -> Traffic:
     """Reads and writes of `op`, with the exceptions that `work` states."""
     if work.kind == FREE:
         return NOTHING
+    if work.kind == COLLECTIVE:
+        # Its tensors lie in memory, so it reads and writes; the bytes are the network's to price.
+        return Traffic(
+            tuple(Moved(ref.storage, 0, ref) for ref in op.inputs()),
+            tuple(Moved(ref.storage, 0, ref) for ref in op.outputs),
+        )
     names = formula.parameters if formula is not None else ("self",)
     reads = _reads(op, work, names)
     writes = _writes(op, work, names)

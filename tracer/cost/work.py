@@ -39,6 +39,8 @@ class Work(NamedTuple):
         write: bytes really written, by output position or by the name of a mutated argument, where
             they are not the whole tensor.
         confidence: EXACT, or ESTIMATED where data decide (sorts, routing).
+        message: bytes of a collective's message, as `formulas/collectives.py` defines them.
+        group: the name of its process group.
     """
 
     flops: int = 0
@@ -49,14 +51,16 @@ class Work(NamedTuple):
     read: Mapping[str, int] | None = None
     write: Mapping[int | str, int] | None = None
     confidence: str = EXACT
+    message: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs by precision and bytes by role; adds and scales.
+    """FLOPs by precision, bytes by role and messages by group; adds and scales.
 
     `flops` and `recompute_flops` map a precision to matrix FLOPs, `read` and `write` map a role to
-    bytes, `vector_flops` is a number.
+    bytes, `messages` a process group to bytes of collectives; `vector_flops` is a number.
     """
 
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Cost:
     recompute_flops: Mapping[str, int] = field(default_factory=dict)
     read: Mapping[str, int] = field(default_factory=dict)
     write: Mapping[str, int] = field(default_factory=dict)
+    messages: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -72,6 +77,7 @@ class Cost:
             _merge(self.recompute_flops, other.recompute_flops),
             _merge(self.read, other.read),
             _merge(self.write, other.write),
+            _merge(self.messages, other.messages),
         )
 
     def __mul__(self, n: int) -> Cost:
@@ -83,6 +89,7 @@ class Cost:
             {key: n * value for key, value in self.recompute_flops.items()},
             {key: n * value for key, value in self.read.items()},
             {key: n * value for key, value in self.write.items()},
+            {key: n * value for key, value in self.messages.items()},
         )
 
     __rmul__ = __mul__
@@ -103,6 +110,11 @@ class Cost:
         return sum(self.read.values()) + sum(self.write.values())
 
     @property
+    def message_bytes(self) -> int:
+        """Bytes of the messages of all collectives."""
+        return sum(self.messages.values())
+
+    @property
     def intensity(self) -> float:
         """Matrix FLOPs a byte of memory traffic."""
         return self.total_flops / self.total_bytes if self.total_bytes else 0.0
@@ -114,6 +126,7 @@ class Cost:
         recompute: dict[str, int] = {}
         read: dict[str, int] = {}
         write: dict[str, int] = {}
+        messages: dict[str, int] = {}
         vector = 0
         for cost in costs:
             vector += cost.vector_flops
@@ -122,10 +135,11 @@ class Cost:
                 (recompute, cost.recompute_flops),
                 (read, cost.read),
                 (write, cost.write),
+                (messages, cost.messages),
             ):
                 for key, value in part.items():
                     total[key] = total.get(key, 0) + value
-        return Cost(flops, vector, recompute, read, write)
+        return Cost(flops, vector, recompute, read, write, messages)
 
 
 def _merge(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:

@@ -9,13 +9,13 @@ overlaps with everything: it is kept beside the sum and never shown as the estim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from tracer.hardware import Chip, ChipError
 
 from ..cost import Kernel, Ledger
-from ..cost.work import Cost
+from ..cost.work import COLLECTIVE, Cost
 from ..errors import UserError
 from .calibration import Calibration, calibration_of
 from .model import Conditions, Plan, evaluate, plan_of
@@ -278,7 +278,10 @@ class Times:
 
     def notes(self) -> list[str]:
         """What the seconds of this chip rest on: whose measurements, and how sure."""
-        return [] if self.calibration is None else [self.calibration.note()]
+        lines = [] if self.calibration is None else [self.calibration.note()]
+        if not self.network and any(k.kind == COLLECTIVE for k in self.ledger.kernels):
+            lines.append("collectives take no time here: no network was given")
+        return lines
 
     @property
     def launches(self) -> int:
@@ -298,15 +301,30 @@ class Times:
         return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Times:
+def time_ledger(
+    ledger: Ledger, chip: Chip, timing: Timing | None = None,
+    network: Callable[[Kernel], float] | None = None,
+) -> Times:  # fmt: skip
     """Price the seconds of every kernel of `ledger` on `chip`.
+
+    Args:
+        ledger: what runs.
+        chip: where.
+        timing: what is assumed of the chip.
+        network: seconds of a collective, all its launches together. Collectives take no time of
+            the device's; their sum becomes `Times.network`, which nothing overlaps.
 
     Raises:
         UserError: a matmul in a precision that the chip has no rate for; says which it has.
     """
     timing = timing or Timing()
+    collectives = [kernel for kernel in ledger.kernels if kernel.kind == COLLECTIVE]
+    seconds_of_network = sum(map(network, collectives)) if network is not None else 0.0
+    working = ledger
+    if collectives:
+        working = replace(ledger, kernels=tuple(k for k in ledger.kernels if k.kind != COLLECTIVE))
     rates: dict[str, float] = {}
-    for kernel in ledger.kernels:
+    for kernel in working.kernels:
         for table in (kernel.cost.flops, kernel.cost.recompute_flops):
             for precision in table:
                 if precision not in rates:
@@ -317,7 +335,7 @@ def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Tim
     vector_rate *= timing.clock
     bandwidth = chip.memory_bandwidth * timing.memory_efficiency
     kernels = []
-    for kernel in ledger.kernels:
+    for kernel in working.kernels:
         cost = kernel.cost
         kernels.append(
             KernelTime(
@@ -329,10 +347,10 @@ def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Tim
             )
         )
     if timing.model == ROOFLINE:
-        return Times(ledger, chip, timing, tuple(kernels))
+        return Times(ledger, chip, timing, tuple(kernels), seconds_of_network)
     calibration = calibration_of(chip)
     floor = [max(k.compute, k.memory) / max(k.kernel.launches, 1) for k in kernels]
-    plan = plan_of(ledger, floor, timing.conditions())
+    plan = plan_of(working, floor, timing.conditions())
     columns = [column * plan.launches for column in evaluate(plan, calibration)]
     timed = [
         k._replace(seconds=seconds, busy=busy, traffic=traffic, launch=launch)
@@ -340,7 +358,9 @@ def time_ledger(ledger: Ledger, chip: Chip, timing: Timing | None = None) -> Tim
             kernels, *(column.tolist() for column in columns), strict=True
         )
     ]
-    return Times(ledger, chip, timing, tuple(timed), plan=plan, calibration=calibration)
+    return Times(
+        ledger, chip, timing, tuple(timed), seconds_of_network, plan=plan, calibration=calibration
+    )
 
 
 def matrix_seconds(cost: Cost, rates: dict[str, float]) -> float:

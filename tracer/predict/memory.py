@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..cost import Ledger
-from .timeline import timeline
+from ..cost.timeline import timeline
 
 _STATIC = ("weights", "kv", "gradients", "optimizer")
 

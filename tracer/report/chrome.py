@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..cost.timeline import timeline
 from ..machine import Times
-from ..predict.timeline import timeline
 
 _PROCESS = 0
 

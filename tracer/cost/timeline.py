@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..capture.records import BACKWARD, FORWARD, RECOMPUTE, Trace
-from ..cost.roles import storage_roles
-from ..cost.work import ROLES
+from .roles import storage_roles
+from .work import ROLES
 
 
 @dataclass(frozen=True)

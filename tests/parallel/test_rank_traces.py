@@ -1,0 +1,305 @@
+"""The programs of ranks: together they are the whole model, alone one rank is the whole model."""
+
+import os
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from rank_programs import SMALL, ledgers, over_ranks, small, unsharded, v3
+
+from tracer.capture.records import TensorRef
+from tracer.capture.sharded import record_rank
+from tracer.capture.workload import Workload
+from tracer.cost import price
+from tracer.errors import UserError
+from tracer.models import Config
+from tracer.parallel import Plan, Sizes, rank_trace, stage_traces
+
+SIZES = Sizes.of(SMALL)
+
+
+def repeated_flops(config: Config, plan: Plan, tokens: int) -> int:
+    """Forward FLOPs that TP ranks do alike instead of dividing them, over all ranks.
+
+    Without sequence parallelism each of them compresses all tokens for attention; without EP each
+    of them runs the gate on all tokens.
+    """
+    dim, again = config.hidden_size, plan.tp - 1
+    moe = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
+    latents = 0
+    if not (plan.attention_dp or plan.sequence_parallel):
+        latents = config.num_hidden_layers * (config.q_lora_rank + config.latent_dim)
+    gates = moe * config.n_routed_experts if plan.ep == 1 else 0
+    return 2 * tokens * dim * (latents + gates) * again
+
+
+def held(config: Config, plan: Plan, trace) -> int:
+    """Elements of the whole model's parameters, times how many ranks hold each."""
+    total = 0
+    for p in trace.parameters:
+        if p.buffer:
+            continue
+        copies = plan.ranks_per_stage  # norms, gate, down-projections: on every rank of the stage
+        cut_by_tp = plan.dp * plan.cp
+        name = p.name
+        if ".experts." in name:
+            copies = plan.ranks_per_stage // plan.ep if plan.ep > 1 else cut_by_tp
+            total += p.numel * copies * plan.redundant_experts // config.n_routed_experts
+        elif "shared_experts" in name:
+            copies = plan.ranks_per_stage if plan.ep > 1 else cut_by_tp
+        elif re.search(r"mlp\.(gate|up|down)_proj", name):
+            copies = cut_by_tp
+        elif re.search(r"q_b_proj|kv_b_proj|o_proj|embed_tokens|lm_head", name):
+            copies = plan.ranks_per_stage if plan.attention_dp else cut_by_tp
+        total += p.numel * copies
+    return total
+
+
+@st.composite
+def legal_plans(draw):
+    plan = Plan(
+        tp=draw(st.sampled_from((1, 2, 4))),
+        ep=draw(st.sampled_from((1, 2, 3, 4, 6, 8))),
+        pp=draw(st.integers(1, 4)),
+        dp=draw(st.integers(1, 4)),
+        sequence_parallel=draw(st.booleans()),
+        attention_dp=draw(st.booleans()),
+        zero=draw(st.integers(0, 3)),
+        micro_batch=draw(st.sampled_from((1, 2))),
+        recompute="none",
+        redundant_experts=draw(st.sampled_from((0, 0, 12))),
+    )
+    assume(not plan.illegal(SIZES))
+    return plan
+
+
+SEARCH = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SEARCH
+@given(legal_plans(), st.sampled_from(("prefill", "training")))
+def test_ranks_sum_to_the_whole(plan, phase):
+    """FLOPs of all ranks are those of one device on the global batch; nobody does nothing."""
+    assume(phase == "prefill" or not plan.redundant_experts)
+    program, config = small(), small().config
+    batch = plan.micro_batch * plan.data_ranks
+    whole = unsharded(program, Workload(phase, batch, 16, 16, "none"))
+    expected = price(whole).total()
+    repeated = repeated_flops(config, plan, 16 * batch) * (3 if phase == "training" else 1)
+    got = over_ranks(program, Workload(phase, plan.micro_batch, 16, 16, "none"), plan)
+    assert got.total_flops == expected.total_flops + repeated
+
+
+@SEARCH
+@given(legal_plans())
+def test_parameters_of_all_ranks(plan):
+    program = small()
+    work = Workload("prefill", plan.micro_batch, 16, 16)
+    got = 0
+    for trace, stages in stage_traces(program, work, plan):
+        local = sum(p.numel for p in trace.parameters if not p.buffer)
+        got += local * len(stages) * plan.ranks_per_stage
+    whole = unsharded(program, Workload("prefill", 1, 16, 16))
+    assert got == held(program.config, plan, whole)
+
+
+@SEARCH
+@given(legal_plans())
+def test_optimizer_state_is_held_once_where_zero_says_so(plan):
+    """Elements that a step updates: with ZeRO each once over the ranks, but for the padding."""
+    assume(not plan.redundant_experts)
+    program = small()
+    work = Workload("training", plan.micro_batch, 16, 16)
+    updated = padding = 0
+    for trace, stages in stage_traces(program, work, plan):
+        state = sum(s.nbytes for s in trace.storages if s.role == "optimizer")
+        ranks = len(stages) * plan.ranks_per_stage
+        updated += state // 12 * ranks  # FP32 master and two moments; steps are a few bytes
+        padding += ranks * 4 * (len(trace.parameters) + 8)
+    whole = unsharded(program, Workload("prefill", 1, 16, 16))
+    trained = [p for p in whole.parameters if "e_score" not in p.name]
+    once = sum(p.numel for p in trained if not p.buffer)
+    if plan.zero:
+        # TP ranks without tokens of their own hold alike what they do not cut.
+        alike = sum(
+            p.numel
+            for p in trained
+            if re.search("layernorm|model.norm|q_a_proj|kv_a_proj", p.name)
+            and plan.tp > 1
+            and not (plan.sequence_parallel or plan.attention_dp)
+        )
+        assert once + alike * (plan.tp - 1) <= updated <= once + alike * (plan.tp - 1) + padding
+    else:
+        frozen = [p for p in whole.parameters if "e_score" in p.name and not p.buffer]
+        biases = sum(p.numel for p in frozen) * plan.ranks_per_stage
+        elements = held(program.config, plan, whole) - biases
+        assert elements <= updated <= elements + padding
+
+
+def shape(value):
+    """An argument without its storage, which is only a number."""
+    if type(value) is TensorRef:
+        return value.shape, value.stride, value.dtype, value.offset
+    if type(value) is tuple:
+        return tuple(map(shape, value))
+    return value
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("phase", ["training", "prefill", "decode"])
+def test_a_plan_of_one_gpu_is_the_unsharded_trace(phase, dtype):
+    work = Workload(phase, 1, 32, 32)
+    whole, alone = unsharded(small(dtype), work), rank_trace(small(dtype), work, Plan())
+    assert len(whole) == len(alone)
+    for a, b in zip(whole.ops, alone.ops, strict=True):
+        assert (a.name, a.phase, a.times) == (b.name, b.phase, b.times)
+        assert whole.module_of(a) == alone.module_of(b)
+        assert shape(a.args) == shape(b.args)
+        assert shape(a.outputs) == shape(b.outputs)
+    assert price(whole).total() == price(alone).total()
+    assert [p[:3] for p in whole.parameters] == [p[:3] for p in alone.parameters]
+
+
+@pytest.mark.parametrize(
+    ("words", "phase", "batch", "seq"),
+    [
+        ("pp16 ep64 dp128 zero=1", "training", 1, 4096),
+        ("tp8 sp dp16 ep128 pp4", "training", 1, 4096),
+        ("tp4 sp dp8 ep32 redundant=32", "prefill", 2, 2048),
+        ("dp320 ep320 redundant=64", "decode", 128, 1),
+        ("tp16", "decode", 16, 1),
+    ],
+)
+def test_v3_sums_to_the_whole(words, phase, batch, seq):
+    """At full size, for plans that people run; the published ones among them."""
+    plan = Plan.parse(f"{words} micro_batch={batch}")
+    every = batch * plan.data_ranks
+    expected = price(unsharded(v3(), Workload(phase, every, seq, 4096, "none"))).total()
+    got = over_ranks(v3(), Workload(phase, batch, seq, 4096, "none"), plan)
+    repeated = repeated_flops(v3().config, plan, every * seq)
+    assert got.total_flops == expected.total_flops + repeated * (3 if phase == "training" else 1)
+
+
+def test_folded_ranks_cost_what_full_ones_do():
+    plan = Plan.parse("tp2 sp ep4 dp2 zero=3")
+    work = Workload("training", 1, 16, 16)
+    folded, full = (
+        price(rank_trace(small(), work, plan, fold=fold), execution="naive").total()
+        for fold in (True, False)
+    )
+    assert folded.flops == full.flops
+    assert folded.messages == full.messages
+    assert folded.total_bytes == full.total_bytes
+
+
+def test_stages_that_are_alike_are_traced_once():
+    plan = Plan.parse("pp16 dp128 ep64")
+    found = stage_traces(v3(), Workload("training", 1, 4096, 4096, "none"), plan)
+    # 61 layers: the first stage has the dense ones, 13 stages have 4 layers, the last the head.
+    assert [stages for _, stages in found] == [(0,), tuple(range(1, 13)), (13, 14), (15,)]
+    assert found[1].trace.header["layers"] == [4, 8]
+    again = stage_traces(v3(), Workload("training", 1, 4096, 4096, "none"), plan)
+    assert again[1].trace.ops is found[1].trace.ops
+
+
+def test_experts_of_a_rank():
+    plan = Plan.parse("dp32 ep32 redundant=32")  # (256 + 32) / 32 = 9
+    trace = rank_trace(v3(), Workload("prefill", 1, 64, 64), plan)
+    shapes = {p.shape for p in trace.parameters if p.name.endswith("experts.gate_proj")}
+    assert shapes == {(9, 2048, 7168)}
+    assert trace.header["groups"]["ep"] == {
+        "size": 32, "start": 0, "stride": 1, "experts_per_token": 8, "expert_groups_per_token": 4,
+    }  # fmt: skip
+
+
+def test_the_last_rank_of_2048():
+    plan = Plan.parse("pp16 ep64 dp128")
+    trace = rank_trace(v3(), Workload("prefill", 1, 64, 64), plan, rank=2047)
+    assert (trace.header["stage"], trace.header["layers"]) == (15, [58, 61])
+    assert trace.header["groups"]["pp"] == {"size": 16, "start": 127, "stride": 128}
+    assert trace.header["groups"]["ep"]["start"] == 1984
+
+
+# -- errors and global state -----------------------------------------------------------------------
+
+
+def test_impossible_plans_say_why():
+    with pytest.raises(UserError, match="256 experts do not divide by EP=48") as error:
+        rank_trace(v3(), Workload("prefill", 1, 64, 64), Plan(dp=48, ep=48, tp=3))
+    assert "128 heads do not divide by TP=3" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "work", "reason"),
+    [
+        (Plan(tp=4, sequence_parallel=True), Workload("prefill", 1, 18), "18 tokens of a data"),
+        (Plan(micro_batch=2), Workload("prefill", 1, 16), "micro_batch=2"),
+        (Plan(pp=2), Workload("forward", 1, 16), "cannot run phase 'forward'"),
+    ],
+)  # fmt: skip
+def test_workloads_that_do_not_divide(plan, work, reason):
+    with pytest.raises(UserError, match=reason):
+        rank_trace(small(), work, plan)
+
+
+def test_a_stage_of_another_rank():
+    with pytest.raises(UserError, match="stage 1 is on pipeline rank 1, rank 0 is not"):
+        rank_trace(small(), Workload("prefill", 1, 16), Plan(pp=2), rank=0, stage=1)
+
+
+def test_groups_are_gone_also_after_an_error(monkeypatch):
+    from tracer.models import parallel
+
+    before = dict(os.environ)
+    monkeypatch.setattr(parallel.ParallelLayer, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        record_rank(small(), Workload("prefill", 1, 16), Plan(tp=2))
+    assert not dist.is_initialized()
+    assert dict(os.environ) == before
+
+
+def test_a_process_group_in_force_is_left_alone():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=3)
+    try:
+        with pytest.raises(UserError, match="initialised already"):
+            record_rank(small(), Workload("prefill", 1, 16), Plan(tp=2))
+        assert dist.get_world_size() == 3
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_repeats_what_it_should(recompute):
+    """Full: one more forward of every layer. Selective: no product runs twice."""
+    work = Workload("training", 1, 16, 16, "none")
+    plain = ledgers(small(), work, Plan())[0][0]
+    again = ledgers(small(), work, Plan(recompute=recompute))[0][0]
+    more = again.total().total_flops - plain.total().total_flops
+    head = 2 * 16 * 64 * 96
+    # Torch stops when it has what it saved: not the last product of a layer, whose result nobody
+    # saves, here that of the dense feed-forward and four shared experts.
+    last = 2 * 16 * 64 * (96 + 4 * 32)
+    forward = plain.total("forward").total_flops - head - last
+    assert more == (forward if recompute == "full" else 0)
+    kept = [
+        sum(s.nbytes for s in ledger.trace.storages if _survives(s, ledger.trace))
+        for ledger in (again, plain)
+    ]
+    assert kept[0] < kept[1]
+
+
+def _survives(storage, trace) -> bool:
+    end = next(i for i, op in enumerate(trace.ops) if op.phase == "backward")
+    return 0 <= storage.born < end and (storage.died is None or storage.died > end)
+
+
+def test_torch_is_what_it_was():
+    rank_trace(small(), Workload("prefill", 1, 16), Plan(tp=2))
+    assert torch.ones(2).relu().sum() == 2
+    assert not dist.is_initialized()

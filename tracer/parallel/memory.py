@@ -1,0 +1,288 @@
+"""Bytes that one GPU of a plan holds, from the trace of its own program; and what fits.
+
+Weights, caches and activations are storages of the trace. Gradients and optimizer state follow from
+the parameters that the rank owns, because a folded trace and a step that ends do not show them all
+at once: a gradient an element of whatever ZeRO leaves whole, an FP32 master copy (unless the
+parameter is FP32) and two moments an element that the rank owns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..capture.records import OPTIMIZER, Parameter, Trace
+from ..cost import EFFICIENT, Ledger, price
+from ..cost.timeline import timeline
+from ..errors import UserError
+from .plan import Plan
+from .ranks import stage_traces
+
+if TYPE_CHECKING:
+    from ..capture.reference import ReferenceProgram
+    from ..capture.workload import Workload
+
+_MOMENT_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """What of a GPU's memory is not for the model.
+
+    Attributes:
+        reserve: share that the allocator's fragments, the CUDA context and graphs take; 0.1 is what
+            vLLM leaves by default (`gpu_memory_utilization` 0.9).
+        buffers: bytes of communication buffers (NCCL's, DeepEP's), which no op of a trace shows.
+    """
+
+    reserve: float = 0.1
+    buffers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reserve < 1:
+            raise UserError(f"reserve={self.reserve}: give a share of the memory in [0, 1)")
+        if self.buffers < 0:
+            raise UserError(f"buffers={self.buffers}: give bytes, at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes of one GPU at the worst moment of a step.
+
+    Attributes:
+        weights: parameters and buffers that it keeps; with ZeRO 3 its slices.
+        gradients: those it keeps between micro-batches.
+        optimizer: master weights and moments that it owns.
+        activations: what the forward keeps for the backward, of all micro-batches in flight.
+        working: the most that is needed beside these: results in passing, gathered layers, and in
+            the optimizer's step its temporaries, as far as they outgrow the activations.
+        kv: caches.
+        buffers: of communication, as given.
+        reserve: bytes that are not for the model, as given.
+        capacity: bytes of the GPU.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    kv: int
+    buffers: int
+    reserve: int
+    capacity: int
+
+    @property
+    def total(self) -> int:
+        """All of it but the reserve."""
+        return (
+            self.weights + self.gradients + self.optimizer + self.activations + self.working
+            + self.kv + self.buffers
+        )  # fmt: skip
+
+    @property
+    def fits(self) -> bool:
+        """Whether it leaves the reserve free."""
+        return self.total + self.reserve <= self.capacity
+
+
+def rank_memory(
+    ledger: Ledger, plan: Plan, capacity: float, *, in_flight: int = 1,
+    headroom: Headroom | None = None, gradients: str = "parameter",
+) -> RankMemory:  # fmt: skip
+    """The memory of the rank whose program `ledger` prices.
+
+    Args:
+        ledger: of a rank's trace in one stage.
+        plan: the plan it was traced for.
+        capacity: bytes of the GPU.
+        in_flight: micro-batches whose activations the schedule keeps at once in this stage.
+        headroom: what is not for the model.
+        gradients: "parameter" keeps them in their parameter's type, "fp32" in FP32.
+    """
+    if gradients not in ("parameter", "fp32"):
+        raise UserError(f"gradients={gradients!r}: choose parameter or fp32")
+    headroom = headroom or Headroom()
+    trace = ledger.trace
+    roles = {"weights": 0, "kv": 0}
+    for storage in trace.storages:
+        if storage.role in roles and storage.born < 0:
+            roles[storage.role] += storage.nbytes
+    live = timeline(trace, ledger.materialised).by_role
+    moving = [a + t for a, t in zip(live["activations"], live["temporary"], strict=True)]
+    saved = grads = state = 0
+    if trace.header.get("phase") == "training":
+        saved = moving[_first(trace, "backward", "recompute")]
+        kept, owned = _trained(trace, plan)
+        grads = sum(p.numel * 4 if gradients == "fp32" else p.nbytes for p in kept)
+        moments = 2 * _MOMENT_BYTES[plan.moments]
+        state = sum(p.numel * (moments + (0 if p.dtype == "float32" else 4)) for p in owned)
+    end = _first(trace, OPTIMIZER)
+    held = in_flight * saved
+    # While one micro-batch runs, the others in flight hold what they saved.
+    working = max(max(moving[: end + 1]) - saved, max(moving[end:]) - held, 0)
+    return RankMemory(
+        weights=roles["weights"], gradients=grads, optimizer=state, activations=held,
+        working=working, kv=roles["kv"], buffers=headroom.buffers,
+        reserve=round(headroom.reserve * capacity), capacity=int(capacity),
+    )  # fmt: skip
+
+
+def _first(trace: Trace, *phases: str) -> int:
+    """The place of the first op of a phase; behind the last op where there is none."""
+    places = (i for i, op in enumerate(trace.ops) if op.phase in phases)
+    return next(places, len(trace.ops))
+
+
+def _trained(trace: Trace, plan: Plan) -> tuple[list[Parameter], list[Parameter]]:
+    """The parameters whose gradients a rank keeps, and those (or slices) that it updates."""
+    trained = [p for p in trace.parameters if p.trainable and not p.buffer]
+    slices = [p for p in trained if p.name.rpartition(".")[2].startswith("shard_")]
+    whole = [p for p in trained if p not in slices]
+    cut = {p.storage for p in slices}
+    owned = slices + [p for p in whole if p.storage not in cut]
+    return (whole if plan.zero <= 1 else owned), owned
+
+
+# -- what fits -------------------------------------------------------------------------------------
+
+
+def plan_memory(
+    program: ReferenceProgram, workload: Workload, plan: Plan, capacity: float, *,
+    in_flight: Callable[[int], int] | None = None, headroom: Headroom | None = None,
+    gradients: str = "parameter",
+) -> RankMemory:  # fmt: skip
+    """The memory of the fullest GPU of a plan.
+
+    `in_flight` says how many micro-batches a stage holds at once; by default those of 1F1B, as many
+    as there are stages from here to the last, and no more than the step has.
+    """
+
+    def one_f_one_b(stage: int) -> int:
+        return min(plan.stages - stage, plan.micro_batches)
+
+    count = in_flight or one_f_one_b
+    found = []
+    for trace, stages in stage_traces(program, workload, plan):
+        ledger = _priced(trace)
+        found += [
+            rank_memory(
+                ledger, plan, capacity, in_flight=count(stage), headroom=headroom,
+                gradients=gradients,
+            )
+            for stage in stages
+        ]  # fmt: skip
+    if plan.chunks > 1:
+        # A rank holds the stages r, r + PP, ...: their sums, one of them at work.
+        found = [_together(found[rank :: plan.pp]) for rank in range(plan.pp)]
+    return max(found, key=lambda memory: memory.total)
+
+
+def _priced(trace: Trace) -> Ledger:
+    return price(trace, execution=EFFICIENT)
+
+
+def _together(parts: Sequence[RankMemory]) -> RankMemory:
+    def add(a: RankMemory, b: RankMemory) -> RankMemory:
+        return replace(
+            a, weights=a.weights + b.weights, gradients=a.gradients + b.gradients,
+            optimizer=a.optimizer + b.optimizer, activations=a.activations + b.activations,
+            working=max(a.working, b.working), kv=a.kv + b.kv,
+        )  # fmt: skip
+
+    return functools.reduce(add, parts)
+
+
+def largest(fits: Callable[[int], RankMemory], *, most: int = 1 << 24) -> int:
+    """The largest number at which memory fits, 0 if not even 1 does.
+
+    Memory is taken as growing with the number, and as nearly linear: two points give a line, the
+    line a guess, and bisection what the guess leaves open. A handful of traces, however large the
+    answer.
+
+    Args:
+        fits: the memory at a number.
+        most: no answer is above it.
+    """
+    first = fits(1)
+    if not first.fits:
+        return 0
+    low, high, low_memory = 1, most + 1, first
+    slope = 0
+    while high - low > 1:
+        room = first.capacity - first.reserve - low_memory.total
+        guess = low + room // slope if slope > 0 else 2 * low
+        guess = min(max(guess, low + 1), high - 1)
+        memory = fits(guess)
+        if memory.fits:
+            slope = max((memory.total - low_memory.total) // (guess - low), 0)
+            low, low_memory = guess, memory
+        else:
+            high = guess
+            over = memory.total - low_memory.total
+            slope = max(over // (guess - low), 0)
+            if high - low > 2:
+                slope = max(slope, 1)
+    return low
+
+
+def largest_batch(
+    program: ReferenceProgram, workload: Workload, plan: Plan, capacity: float,
+    headroom: Headroom | None = None,
+) -> int:  # fmt: skip
+    """The most sequences a data rank can run at once (`micro_batch`); 0 if not even one fits."""
+    step = _divisor(workload, plan)
+
+    def fits(number: int) -> RankMemory:
+        work, cut = replace(workload, batch=number * step), replace(plan, micro_batch=number * step)
+        return plan_memory(program, work, cut, capacity, headroom=headroom)
+
+    return step * largest(fits, most=1 << 20)
+
+
+def _divisor(workload: Workload, plan: Plan) -> int:
+    """Sequences come in this many, so that tokens divide over TP where it cuts them."""
+    cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
+    tokens = workload.tokens // workload.batch
+    return plan.tp if cuts and tokens % plan.tp else 1
+
+
+def largest_context(
+    program: ReferenceProgram, workload: Workload, plan: Plan, capacity: float,
+    headroom: Headroom | None = None,
+) -> int:  # fmt: skip
+    """The longest context of a decode step, or sequence of anything else, in tokens; 0 if none."""
+    decode = workload.phase == "decode"
+    step = 1 if decode else plan.tp * plan.cp
+
+    def fits(number: int) -> RankMemory:
+        length = number * step
+        work = replace(workload, context=length) if decode else replace(workload, seq=length)
+        return plan_memory(program, work, plan, capacity, headroom=headroom)
+
+    # Decode attends what is there: a context of 1 has no cache to look at.
+    found = largest((lambda n: fits(max(n, 2))) if decode else fits)
+    return step * found
+
+
+def fewest_gpus(
+    program: ReferenceProgram, workload: Workload, plans: Sequence[Plan], capacity: float,
+    headroom: Headroom | None = None,
+) -> Plan | None:  # fmt: skip
+    """The smallest of `plans` that fits, by bisection; None if not even the largest does.
+
+    `plans` are ordered by size, each one legal and needing no more memory a GPU than the one
+    before: the same cuts over more data-parallel ranks, say, or more stages.
+    """
+    low, high = 0, len(plans)
+    while low < high:
+        middle = (low + high) // 2
+        plan = plans[middle]
+        work = replace(workload, batch=plan.micro_batch)
+        if plan_memory(program, work, plan, capacity, headroom=headroom).fits:
+            high = middle
+        else:
+            low = middle + 1
+    return plans[low] if low < len(plans) else None

@@ -1,0 +1,98 @@
+"""The programs that the GPUs of a plan run: one trace for all stages that are alike."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..capture.records import Trace
+from ..errors import UserError
+from .plan import Plan
+from .sizes import Sizes
+
+if TYPE_CHECKING:
+    from ..capture.reference import ReferenceProgram
+    from ..capture.workload import Workload
+
+
+class StageTrace(NamedTuple):
+    """What every rank of `stages` runs: they hold as many layers of each kind, in one order."""
+
+    trace: Trace
+    stages: tuple[int, ...]
+
+
+def sizes_of(program: ReferenceProgram) -> Sizes:
+    """The sizes of a program that a plan divides."""
+    return Sizes.of(asdict(program.config))
+
+
+def check(program: ReferenceProgram, workload: Workload, plan: Plan) -> None:
+    """Refuse a plan that cannot run the model.
+
+    Raises:
+        UserError: with all reasons in one line.
+    """
+    reasons = plan.illegal(sizes_of(program), training=workload.phase == "training")
+    if reasons:
+        raise UserError(f"plan {plan}: {'; '.join(reasons)}")
+
+
+def rank_trace(
+    program: ReferenceProgram, workload: Workload, plan: Plan, *, rank: int = 0,
+    stage: int | None = None, attention: str = "fused", fold: bool = True,
+) -> Trace:  # fmt: skip
+    """The program of one rank in one stage, see `capture.sharded.record_rank`.
+
+    Raises:
+        UserError: the plan cannot run this model or workload; says why.
+    """
+    from ..capture.sharded import record_rank
+
+    check(program, workload, plan)
+    return record_rank(
+        program, workload, plan, rank=rank, stage=stage, attention=attention, fold=fold
+    )
+
+
+def stage_traces(
+    program: ReferenceProgram, workload: Workload, plan: Plan, *, attention: str = "fused",
+    fold: bool = True,
+) -> tuple[StageTrace, ...]:  # fmt: skip
+    """The programs of all stages, one trace for those that are alike, in order of first stages.
+
+    The ranks of a stage run one program: they differ in which slices they hold. Traces are kept:
+    a plan that differs in nothing that a rank's program shows costs no new one.
+
+    Raises:
+        UserError: the plan cannot run this model or workload; says why.
+    """
+    check(program, workload, plan)
+    config = program.config
+    alike: dict[object, list[int]] = {}
+    for stage in range(plan.stages):
+        kinds = tuple(config.is_moe(i) for i in plan.layers_of(stage, program.layers))
+        ends = (stage == 0, stage == plan.stages - 1)
+        alike.setdefault((kinds, ends), []).append(stage)
+    # The schedule and the moments' type do not show; of micro-batches, whether there is one.
+    shown = replace(plan, schedule="1f1b", moments="fp32", micro_batches=min(plan.micro_batches, 2))
+    found = []
+    for stages in alike.values():
+        trace = _recorded(program, workload, shown, stages[0], attention, fold)
+        header = {**trace.header, "plan": str(plan), "stages": stages}
+        found.append(StageTrace(replace(trace, header=header), tuple(stages)))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _recorded(
+    program: ReferenceProgram, workload: Workload, plan: Plan, stage: int, attention: str,
+    fold: bool,
+) -> Trace:  # fmt: skip
+    from ..capture.sharded import record_rank
+
+    rank = stage % plan.pp * plan.ranks_per_stage
+    return record_rank(
+        program, workload, plan, rank=rank, stage=stage, attention=attention, fold=fold
+    )
