@@ -1,15 +1,21 @@
 """DualPipe and DualPipeV (arXiv 2412.19437, figure 5; deepseek-ai/DualPipe).
 
 DualPipe feeds micro-batches from both ends. Rank r holds stage r for those that come from the left
-(even numbers here) and stage PP-1-r for those from the right (odd numbers). DualPipeV is one half of
-it folded on itself: PP/2 ranks, rank r holds stages r and PP-1-r, and every micro-batch passes each
-rank twice. Both run the same order; only what the two chunks of a rank are called differs.
+(even numbers here) and stage PP-1-r for those from the right (odd numbers). DualPipeV is one half
+of it folded on itself: PP/2 ranks, rank r holds stages r and PP-1-r, and every micro-batch passes
+each rank twice. Both run the same order; only what the two chunks of a rank are called differs.
+
+The published bubble, (PP/2-1)(F&B + B - 3W), is that of the ranks in the middle (where the V turns)
+for F = I, W <= I and F&B no shorter than F or B. What these lists take for other ratios is
+    max((PP/2-1)(F&B + F - 2W), (PP/2-1)(F&B + I - 2W) - F)
+with B = I + W: the published formula counts the hops of the first half as long as an I, but they
+are forwards. Ranks off the middle run fewer F&B, compute F + B - F&B longer for each that they run
+apart, and are idle for that much less. tests/parallel/test_published_bubbles.py holds all of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from ...errors import UserError
 from .schedule import Action, Schedule
@@ -26,17 +32,12 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
         )
     actions = []
     for rank in range(ranks):
-        mirrored = rank >= ranks // 2  # its first chunk serves the micro-batches from the right
         near = min(rank, ranks - 1 - rank)
-        stage = (near, ranks - 1 - near)
-
-        def name(chunk: int, i: int, stage: tuple[int, int] = stage, mirrored: bool = mirrored
-                 ) -> tuple[int, int]:  # fmt: skip
-            return stage[chunk], 2 * i + (chunk ^ mirrored)
-
-        actions.append(_order(ranks // 2, near, microbatches // 2, name))
+        mirrored = rank >= ranks // 2  # its first chunk serves the micro-batches from the right
+        numbers = range(mirrored, microbatches, 2), range(1 - mirrored, microbatches, 2)
+        actions.append(_order(ranks // 2, near, numbers))
     held = tuple((rank, ranks - 1 - rank) for rank in range(ranks))
-    return Schedule("dualpipe", ranks, microbatches, held, tuple(actions))
+    return Schedule("dualpipe", ranks, microbatches, held, tuple(actions), period=2)
 
 
 def dualpipev(ranks: int, microbatches: int) -> Schedule:
@@ -46,21 +47,19 @@ def dualpipev(ranks: int, microbatches: int) -> Schedule:
             f"dualpipev: {microbatches} micro-batches on {ranks} ranks; it needs at least "
             f"{2 * ranks} (as many as stages)"
         )
+    numbers = range(microbatches), range(microbatches)
+    actions = tuple(_order(ranks, rank, numbers) for rank in range(ranks))
     held = tuple((rank, 2 * ranks - 1 - rank) for rank in range(ranks))
-    actions = tuple(
-        _order(ranks, rank, microbatches, lambda chunk, i, stage=stage: (stage[chunk], i))
-        for rank, stage in enumerate(held)
-    )
-    return Schedule("dualpipev", 2 * ranks, microbatches, held, actions)
+    return Schedule("dualpipev", 2 * ranks, microbatches, held, actions, period=1)
 
 
-def _order(half: int, near: int, count: int, name: Callable[[int, int], tuple[int, int]]
-           ) -> tuple[Action, ...]:  # fmt: skip
-    """The eight steps of the published code.
+def _order(half: int, near: int, numbers: tuple[range, range]) -> tuple[Action, ...]:
+    """The eight steps of the published code for one rank.
 
-    half: ranks from an end to the turn. near: this one's distance from the end. count: micro-batches
-    of each chunk. name: (chunk, i) -> (stage, micro-batch).
+    half: ranks from an end to the turn. near: this one's distance from the end. numbers: the
+    micro-batches that go through its two chunks, which are stages near and 2·half-1-near.
     """
+    stages, count = (near, 2 * half - 1 - near), len(numbers[0])
     order: list[Action] = []
     waiting: deque[tuple[int, int]] = deque()  # weight gradients that were put off
     forwards, backwards = [0, 0], [0, 0]
@@ -68,7 +67,7 @@ def _order(half: int, near: int, count: int, name: Callable[[int, int], tuple[in
 
     def next_of(counter: list[int], chunk: int) -> tuple[int, int]:
         counter[chunk] += 1
-        return name(chunk, counter[chunk] - 1)
+        return stages[chunk], numbers[chunk][counter[chunk] - 1]
 
     def forward(chunk: int) -> None:
         order.append(Action("F", *next_of(forwards, chunk)))

@@ -16,12 +16,12 @@ class Durations:
     """Seconds of one micro-batch, a tuple entry for every stage.
 
     backward: the whole one where it runs in one slot; the sum of both gradients if not given.
-    overlapped: seconds of an F&B slot by (stage of the forward, stage of the backward); a schedule's
-    `pairs` says which it has. None: nothing is gained, F and B take the sum of their seconds.
+    overlapped: seconds of an F&B slot by (stage of the forward, stage of the backward); `pairs` of
+    a schedule says which it has. None: nothing is gained, F and B take the sum of their seconds.
     transfer: [stages-1] seconds to send the activations of stage s to stage s+1, gradient_transfer
     those of its gradient back, the same if not given. Stages on one rank send nothing.
     blocking: False, a transfer runs beside the sender's next slots and delays only the one that
-    waits for it (hidden as far as it can be); True, the sender does nothing else meanwhile (exposed).
+    waits for it (hidden as far as it can be); True, the sender does nothing else meanwhile.
     Receiving never blocks, and links are not shared: transfers that meet on a wire do not slow
     each other down.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from .schedule import Action, Schedule
+from .schedule import KINDS, Action, Schedule
 
 Ints = NDArray[np.int64]
 
@@ -22,9 +22,9 @@ class Graph(NamedTuple):
     """Slots in a runnable order; -1 stands for none.
 
     rank, kind (index into KINDS) and stage, microbatch, back_stage, back_microbatch are [slots] as
-    in Action. previous: [slots] the slot before it on its rank. waits: [slots, 2] the slots on other
-    stages whose results it needs, the forward's first. hop: [slots, 2] the pair of stages (the
-    lower one) that this result crosses, -1 where both stages are on one rank. forward, backward,
+    in Action. previous: [slots] the slot before it on its rank. waits: [slots, 2] the slots of
+    other stages whose results it needs, the forward's first. hop: [slots, 2] the pair of stages
+    (the lower one) that this result crosses, -1 where both are on one rank. forward, backward,
     weight: [stages, micro-batches] slots; `backward` is B or I, `weight` B or W. first, place:
     slots of rank r in its own order are place[first[r]:first[r + 1]].
     """
@@ -45,8 +45,8 @@ class Graph(NamedTuple):
     place: Ints
 
 
-_KIND = {"F": 0, "B": 1, "I": 2, "W": 3, "F&B": 4}
-F, B, I, W, FB = range(5)  # noqa: E741 - I is what the papers call it
+_KIND = {kind: i for i, kind in enumerate(KINDS)}
+F, B, I, W, FB = range(5)  # noqa: E741
 
 
 def compile_graph(schedule: Schedule) -> Graph:
@@ -68,7 +68,8 @@ def compile_graph(schedule: Schedule) -> Graph:
     whole = (kind == B) | (kind == FB)
     forward = _table(schedule, shape, is_f, stage, microbatch, "forward", flat)
     backward = _table(schedule, shape, is_b, back[:, 0], back[:, 1], "backward", flat)
-    w_stage, w_microbatch = np.where(is_w, stage, back[:, 0]), np.where(is_w, microbatch, back[:, 1])
+    w_stage = np.where(is_w, stage, back[:, 0])
+    w_microbatch = np.where(is_w, microbatch, back[:, 1])
     weight = _table(schedule, shape, is_w | whole, w_stage, w_microbatch, "weight gradient", flat)
     _check_order(schedule, rank, forward, backward, weight)
 

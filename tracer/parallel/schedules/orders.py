@@ -66,12 +66,12 @@ def zbv(ranks: int, microbatches: int) -> Schedule:
         steps += "I0 W0 F1 I1 W1 " * (ahead - 1)
         steps += "I0 I1 " * rank + "I0 W0 " * ahead + "W1 " * rank + "W0 " * rank
         actions.append(tuple(_numbered(steps, held[rank], microbatches)))
-    return Schedule("zbv", 2 * ranks, microbatches, held, tuple(actions))
+    return Schedule("zbv", 2 * ranks, microbatches, held, tuple(actions), period=1)
 
 
 def _numbered(steps: str, held: tuple[int, ...], microbatches: int) -> Iterator[Action]:
     """Steps like "F0 I1" (kind, chunk) with micro-batches in order; beyond the last one nothing."""
-    seen = {step: 0 for step in steps.split()}
+    seen = dict.fromkeys(steps.split(), 0)
     for step in steps.split():
         if seen[step] < microbatches:
             yield Action(step[0], held[int(step[1])], seen[step])
@@ -117,7 +117,11 @@ def _alternating(name: str, ranks: int, microbatches: int, stages_per_rank: int,
             order += [Action("W", *backward[i]) for i in range(max(0, total - rank), total)]
         actions.append(tuple(order))
     held_by = tuple(tuple(range(rank, ranks * stages_per_rank, ranks)) for rank in range(ranks))
-    return Schedule(name, ranks * stages_per_rank, microbatches, held_by, tuple(actions))
+    whole_rounds = 0 if microbatches % ranks else ranks
+    return Schedule(
+        name, ranks * stages_per_rank, microbatches, held_by, tuple(actions),
+        period=1 if stages_per_rank == 1 else whole_rounds,
+    )  # fmt: skip
 
 
 def _rounds(held: list[int], microbatches: int, per_round: int) -> Iterator[tuple[int, int]]:

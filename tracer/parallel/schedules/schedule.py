@@ -42,7 +42,7 @@ class Action(NamedTuple):
 
     kind: F forward, B full backward, I gradient of the input, W gradient of the weights (I and W
     together are B), or F&B, a forward and a full backward that run overlapped in one slot.
-    stage, microbatch: whose; of F&B the forward's. backward: (stage, micro-batch) of F&B's backward.
+    stage, microbatch: whose; of F&B the forward's. backward: F&B's other (stage, micro-batch).
     """
 
     kind: str
@@ -67,6 +67,7 @@ class Schedule:
 
     name: as in SCHEDULES. stages: number of stages. microbatches: all of a step, both directions.
     stages_of_rank: [ranks] the stages whose parameters each rank holds. actions: [ranks] lists.
+    period: so many more micro-batches only repeat a part of every list; 0 if there is no such part.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Schedule:
     microbatches: int
     stages_of_rank: tuple[tuple[int, ...], ...]
     actions: tuple[tuple[Action, ...], ...]
+    period: int = 0
 
     @property
     def ranks(self) -> int:
@@ -83,6 +85,11 @@ class Schedule:
     def copies(self) -> float:
         """Ranks that hold a stage's parameters: 2 for DualPipe, else 1."""
         return sum(map(len, self.stages_of_rank)) / self.stages
+
+    @cached_property
+    def pairs(self) -> frozenset[tuple[int, int]]:
+        """(stage of the forward, stage of the backward) of its F&B slots, for Durations."""
+        return frozenset((a.stage, a.backward[0]) for _, a in self if a.backward is not None)
 
     @cached_property
     def graph(self) -> Graph:

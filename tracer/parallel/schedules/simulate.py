@@ -27,9 +27,9 @@ class PipelineStep(NamedTuple):
     """What a step comes to. Tuples have an entry for every rank.
 
     seconds: from the first start to the last end. busy: computing. sending: kept from computing by
-    its own transfers (blocking ones only). bubble: the rest. in_flight: the most micro-batches whose
-    activations it holds at a time, counted once for each of its stages, from the start of the
-    forward to the end of B or W. bytes: the most that they take, 0 without Held.
+    its own transfers (blocking ones only). bubble: the rest. in_flight: the most micro-batches
+    whose activations it holds at a time, counted once for each of its stages, from the start of
+    the forward to the end of B or W. bytes: the most that they take, 0 without Held.
     """
 
     seconds: float
@@ -74,10 +74,8 @@ class Timeline:
 
     @cached_property
     def step(self) -> PipelineStep:
-        graph, ranks = self.schedule.graph, self.schedule.ranks
         seconds = float(self.free.max())
-        busy = np.bincount(graph.rank, self.end - self.start, ranks)
-        sending = np.bincount(graph.rank, self.free - self.end, ranks)
+        busy, sending = rank_seconds(self.schedule, self.durations)
         bubble = seconds - busy - sending
         return PipelineStep(
             seconds, tuple(busy.tolist()), tuple(sending.tolist()), tuple(bubble.tolist()),
@@ -99,6 +97,16 @@ def simulate(schedule: Schedule, durations: Durations, held: Held | None = None)
     free = _ends(graph, run + send, lag)
     end = free - send
     return Timeline(schedule, durations, end - run, end, free, held)
+
+
+def rank_seconds(schedule: Schedule, durations: Durations) -> tuple[Floats, Floats]:
+    """[ranks] seconds that each computes, and that its own transfers keep it from computing."""
+    graph, ranks = schedule.graph, schedule.ranks
+    _, send = _transfers(graph, durations)
+    busy, sending = np.zeros(ranks), np.zeros(ranks)
+    np.add.at(busy, graph.rank, slot_seconds(graph, durations))
+    np.add.at(sending, graph.rank, send)
+    return busy, sending
 
 
 def slot_seconds(graph: Graph, durations: Durations) -> Floats:
@@ -139,10 +147,10 @@ def _ends(graph: Graph, run: Floats, lag: Floats) -> Floats:
     ):
         start = end[before]
         arrival = end[one] + one_lag
-        if arrival > start:
+        if arrival > start:  # noqa: PLR1730 - this loop is all the time; max() doubles it
             start = arrival
         arrival = end[other] + other_lag
-        if arrival > start:
+        if arrival > start:  # noqa: PLR1730 - this loop is all the time; max() doubles it
             start = arrival
         end[i] = start + seconds
     return np.array(end[:-1])
