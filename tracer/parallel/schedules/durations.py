@@ -118,6 +118,14 @@ class Held:
                     "it must be a part of them"
                 )
 
+    def check(self, schedule: Schedule) -> None:
+        """UserError unless there is an entry for every stage of `schedule`."""
+        if len(self.activations) != schedule.stages:
+            raise UserError(
+                f"{schedule} has {schedule.stages} stages, bytes are given for "
+                f"{len(self.activations)}"
+            )
+
 
 def _check_seconds(name: str, values: tuple[float, ...]) -> None:
     for value in values:

@@ -52,6 +52,7 @@ F, B, I, W, FB = range(5)  # noqa: E741
 def compile_graph(schedule: Schedule) -> Graph:
     """Check `schedule` and lay out its slots; raises UserError as Schedule.check does."""
     flat = [action for mine in schedule.actions for action in mine]
+    _check_shape(schedule, flat)
     lengths = [len(mine) for mine in schedule.actions]
     first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     rank = np.repeat(np.arange(schedule.ranks), lengths)
@@ -61,7 +62,8 @@ def compile_graph(schedule: Schedule) -> Graph:
     back = np.array([a.backward or (-1, -1) for a in flat], np.int64).reshape(-1, 2)
     has_back = (kind == B) | (kind == I)
     back[has_back] = np.stack([stage[has_back], microbatch[has_back]], axis=1)
-    _check_bounds(schedule, flat, rank, stage, microbatch, back)
+    both = np.stack([[stage, microbatch], back.T], axis=-1)
+    _check_bounds(schedule, flat, rank, *both)
 
     shape = schedule.stages, schedule.microbatches
     is_f, is_b, is_w = (kind == F) | (kind == FB), back[:, 0] >= 0, kind == W
@@ -75,7 +77,7 @@ def compile_graph(schedule: Schedule) -> Graph:
 
     slots = len(flat)
     previous = np.arange(-1, slots - 1)
-    previous[first[:-1][np.diff(first) > 0]] = -1
+    previous[first[:-1]] = -1
     waits, hop = np.full((slots, 2), -1), np.full((slots, 2), -1)
     later = is_f & (stage > 0)
     waits[later, 0] = forward[stage[later] - 1, microbatch[later]]
@@ -97,23 +99,39 @@ def compile_graph(schedule: Schedule) -> Graph:
     )  # fmt: skip
 
 
-def _check_bounds(schedule: Schedule, flat: list[Action], rank: Ints, stage: Ints,
-                  microbatch: Ints, back: Ints) -> None:  # fmt: skip
+def _check_shape(schedule: Schedule, flat: list[Action]) -> None:
+    for action in flat:
+        if action.kind not in _KIND or (action.kind == "F&B") != (action.backward is not None):
+            raise UserError(
+                f"{schedule}: no kind of action {action.kind!r} with backward {action.backward}; "
+                f"kinds: {', '.join(KINDS)}, and F&B alone has a backward"
+            )
+    for rank, mine in enumerate(schedule.actions):
+        if not mine:
+            raise UserError(f"{schedule}: rank {rank} has nothing to run")
+
+
+def _check_bounds(schedule: Schedule, flat: list[Action], rank: Ints, stages: Ints,
+                  microbatches: Ints) -> None:  # fmt: skip
+    """stages, microbatches: [slots, 2] of the forward and the backward, -1 for none."""
     held = np.zeros((schedule.ranks, schedule.stages + 1), bool)
+    held[:, -1] = True  # none
     for r, mine in enumerate(schedule.stages_of_rank):
         held[r, list(mine)] = True
-    held[:, -1] = True  # "none"
-    limit = schedule.stages - 1
-    fits = (stage >= 0) & (stage <= limit) & (back[:, 0] <= limit)
-    fits &= (microbatch >= 0) & (microbatch < schedule.microbatches)
-    fits &= back[:, 1] < schedule.microbatches
-    fits &= held[rank, stage * fits] & held[rank, back[:, 0] * fits]
-    if not fits.all():
-        i = int(np.argmin(fits))
-        raise UserError(
-            f"{schedule}: rank {rank[i]} runs the {flat[i]}, but holds stages "
-            f"{', '.join(map(str, schedule.stages_of_rank[rank[i]]))} of {schedule.stages}"
-        )
+    known = (stages >= -1) & (stages < schedule.stages)
+    here = known & held[rank[:, None], np.where(known, stages, -1)]
+    last = schedule.microbatches - 1
+    for fits, why in (
+        (here, "but holds stages {held} of {stages}"),
+        (microbatches <= last, "beyond the last micro-batch, {last}"),
+    ):
+        if not fits.all():
+            i = int(np.argmin(fits.all(axis=1)))
+            text = why.format(
+                held=", ".join(map(str, schedule.stages_of_rank[rank[i]])),
+                stages=schedule.stages, last=last,
+            )  # fmt: skip
+            raise UserError(f"{schedule}: rank {rank[i]} runs the {flat[i]}, {text}")
 
 
 def _table(schedule: Schedule, shape: tuple[int, int], mine: NDArray[np.bool_], stage: Ints,

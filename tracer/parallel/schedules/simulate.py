@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
 from .durations import Durations, Held
 from .graph import FB, B, F, Graph, I, W
 from .schedule import Action, Schedule
@@ -91,12 +90,13 @@ def simulate(schedule: Schedule, durations: Durations, held: Held | None = None)
             number of stages.
     """
     durations.check(schedule)
+    if held is not None:
+        held.check(schedule)
     graph = schedule.graph
     run = slot_seconds(graph, durations)
     lag, send = _transfers(graph, durations)
-    free = _ends(graph, run + send, lag)
-    end = free - send
-    return Timeline(schedule, durations, end - run, end, free, held)
+    start, free = _spans(graph, run + send, lag)
+    return Timeline(schedule, durations, start, np.minimum(start + run, free), free, held)
 
 
 def rank_seconds(schedule: Schedule, durations: Durations) -> tuple[Floats, Floats]:
@@ -136,8 +136,9 @@ def _transfers(graph: Graph, durations: Durations) -> tuple[Floats, Floats]:
     return (np.zeros_like(lag) if durations.blocking else lag), send
 
 
-def _ends(graph: Graph, run: Floats, lag: Floats) -> Floats:
-    """[slots] the end of each, in one pass: every slot stands behind all that it waits for."""
+def _spans(graph: Graph, run: Floats, lag: Floats) -> tuple[Floats, Floats]:
+    """[slots] start and end, in one pass: every slot stands behind all that it waits for."""
+    begin = [0.0] * len(run)
     end = [0.0] * (len(run) + 1)  # the last stands for "waits for nothing", index -1
     columns = (
         graph.previous, graph.waits[:, 0], lag[:, 0], graph.waits[:, 1], lag[:, 1], run,
@@ -152,8 +153,9 @@ def _ends(graph: Graph, run: Floats, lag: Floats) -> Floats:
         arrival = end[other] + other_lag
         if arrival > start:  # noqa: PLR1730 - this loop is all the time; max() doubles it
             start = arrival
+        begin[i] = start
         end[i] = start + seconds
-    return np.array(end[:-1])
+    return np.array(begin), np.array(end[:-1])
 
 
 def in_flight(schedule: Schedule) -> tuple[int, ...]:
@@ -166,10 +168,6 @@ def peak_bytes(schedule: Schedule, held: Held | None) -> tuple[float, ...]:
     """[ranks] the most bytes of activations held at a time."""
     if held is None:
         return (0.0,) * schedule.ranks
-    if len(held.activations) != schedule.stages:
-        raise UserError(
-            f"{schedule} has {schedule.stages} stages, bytes are given for {len(held.activations)}"
-        )
     whole, part = np.array(held.activations, float), np.array(held.until_weight, float)
     return tuple(_peaks(schedule.graph, whole, part).tolist())
 

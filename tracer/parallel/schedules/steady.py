@@ -2,10 +2,11 @@
 
 More micro-batches only repeat the middle part of every rank's list (`Schedule.period`). An end time
 is a maximum over sums of what came before, so if all ends of a whole window of micro-batches lie a
-constant later than those one period earlier, and no slot looks back further than the window, every
-further period adds that constant, and the drain moves along with it. The window is looked for in
-the simulation of a short step; where it is not there yet (a slow stage far from the first takes
-long to fill the queues before it) a longer one is tried, at last the whole.
+constant later than those some periods earlier, and no slot looks back further than the window, as
+many further periods add that constant, and the drain moves along with it. (Some periods, not one:
+where transfers set the pace, a round trip may serve several micro-batches at once.) The window is
+looked for in the simulation of a short step; where it is not there yet (a slow stage far from the
+first takes long to fill the queues before it) a longer one is tried, at last the whole.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from ...errors import UserError
 from .durations import Durations, Held
 from .registry import build
 from .schedule import Schedule
-from .simulate import PipelineStep, Timeline, rank_seconds, simulate
+from .simulate import Floats, PipelineStep, Timeline, rank_seconds, simulate
 
 # Rounding of sums of some thousand terms stays below it; a difference that is real does not.
 _SAME = 1e-12
 
 
-class _Period(NamedTuple):
-    """What one more period adds: seconds to the step, computing and sending to every rank."""
+class _Steady(NamedTuple):
+    """What `microbatches` more add: seconds to the step; to each rank computing and sending."""
 
+    microbatches: int
     seconds: float
-    busy: tuple[float, ...]
-    sending: tuple[float, ...]
+    busy: Floats
+    sending: Floats
 
 
 def price(
@@ -43,6 +45,10 @@ def price(
     Raises:
         UserError: as `build` and `simulate`.
     """
+
+    def run(count: int) -> Timeline:
+        return simulate(build(name, ranks, count, stages_per_rank), durations, held)
+
     stride = lcm(2, ranks) if ranks > 0 else 1  # a multiple of every period
     size = 4 * stride
     while size + stride <= microbatches // 2:
@@ -53,42 +59,47 @@ def price(
             break  # the whole step raises it, too, with the number that was asked for
         if not short.period:
             break
-        timeline = simulate(short, durations, held)
+        timeline = run(few)
         more = _steady(timeline, build(name, ranks, few + short.period, stages_per_rank))
         if more is not None:
-            return _extend(timeline.step, more, (microbatches - few) // short.period)
+            times, rest = divmod(microbatches - few, more.microbatches)
+            return _extend(run(few + rest).step if rest else timeline.step, more, times)
         size *= 2
-    return simulate(build(name, ranks, microbatches, stages_per_rank), durations, held).step
+    return run(microbatches).step
 
 
-def _extend(step: PipelineStep, more: _Period, periods: int) -> PipelineStep:
-    seconds = step.seconds + periods * more.seconds
-    busy = tuple(b + periods * m for b, m in zip(step.busy, more.busy, strict=True))
-    sending = tuple(s + periods * m for s, m in zip(step.sending, more.sending, strict=True))
-    bubble = tuple(seconds - b - s for b, s in zip(busy, sending, strict=True))
-    return step._replace(seconds=seconds, busy=busy, sending=sending, bubble=bubble)
+def _extend(step: PipelineStep, more: _Steady, times: int) -> PipelineStep:
+    seconds = step.seconds + times * more.seconds
+    busy = step.busy + times * more.busy
+    sending = step.sending + times * more.sending
+    bubble = seconds - busy - sending
+    return step._replace(
+        seconds=seconds, busy=tuple(busy.tolist()), sending=tuple(sending.tolist()),
+        bubble=tuple(bubble.tolist()),
+    )  # fmt: skip
 
 
-def _steady(timeline: Timeline, longer: Schedule) -> _Period | None:
-    """What a period adds, if the timeline shows a steady window; `longer` has one period more."""
+def _steady(timeline: Timeline, longer: Schedule) -> _Steady | None:
+    """The steady state, if the timeline reaches it; `longer` has one period more."""
     schedule, graph = timeline.schedule, timeline.schedule.graph
-    period = schedule.period
-    last = repeated(schedule, longer)
-    first = last - look_back(schedule) - period
-    if first < 0:
-        return None
+    last, window = repeated(schedule, longer), look_back(schedule)
     tables = (graph.forward, graph.backward, graph.weight)
-    ends = np.stack([timeline.free[table[:, first:last]] for table in tables])
-    shift = ends[..., period:] - ends[..., :-period]
-    if np.ptp(shift) > _SAME * timeline.step.seconds:
+    ends = np.stack([timeline.free[table[:, :last]] for table in tables])
+    for step in range(schedule.period, last - window + 1, schedule.period):
+        shift = ends[..., -window:] - ends[..., -window - step : -step]
+        if np.ptp(shift) <= _SAME * timeline.step.seconds:
+            break
+    else:
         return None
-    busy, sending = rank_seconds(longer, timeline.durations)
-    less_busy, less_sending = rank_seconds(schedule, timeline.durations)
-    return _Period(
-        float(np.median(shift)),
-        tuple((busy - less_busy).tolist()),
-        tuple((sending - less_sending).tolist()),
-    )
+    periods = step // schedule.period
+    busy, sending = (
+        periods * (after - before)
+        for after, before in zip(
+            rank_seconds(longer, timeline.durations),
+            rank_seconds(schedule, timeline.durations), strict=True,
+        )
+    )  # fmt: skip
+    return _Steady(step, float(np.median(shift)), busy, sending)
 
 
 @lru_cache(maxsize=256)
