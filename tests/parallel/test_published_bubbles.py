@@ -153,8 +153,11 @@ def test_case_study_of_16_ranks_and_32_micro_batches():
 
 
 def test_zbv_and_interleaving():
-    """ZB-V, F = I = W = 1: filling alone, PP-1 (arXiv 2401.10241, figure 6). Interleaving by v
-    divides 1F1B's bubble by v: (PP-1)(F+B) of stages 1/v as long (arXiv 2104.04473)."""
+    """The bubbles of two papers.
+
+    ZB-V, F = I = W = 1: filling alone, PP-1 (arXiv 2401.10241, figure 6). Interleaving by v divides
+    1F1B's bubble by v: (PP-1)(F+B) of stages 1/v as long (arXiv 2104.04473).
+    """
     for pp in range(2, 10):
         assert step("zbv", pp, 2 * pp, 1, 1, 1).bubble == (pp - 1,) * pp
         for v in (2, 3):

@@ -26,8 +26,8 @@ def test_a_good_one_passes():
     [
         (two("F0 B0 F1 B1", "F1 B1 F0 B0"),
          "deadlock: rank 0 waits in the backward of micro-batch 0 on stage 0 for the backward of "
-         "micro-batch 0 on stage 1 of rank 1; rank 1 waits in the forward of micro-batch 1 on stage "
-         "1 for the forward of micro-batch 1 on stage 0 of rank 0"),
+         "micro-batch 0 on stage 1 of rank 1; rank 1 waits in the forward of micro-batch 1 on "
+         "stage 1 for the forward of micro-batch 1 on stage 0 of rank 0"),
         (two("F0 F1 B0 B1", "B0 F0 F1 B1"),
          "rank 1 runs the backward of micro-batch 0 on stage 1 before its forward"),
         (two("F0 F1 B0 W1 I1", "F0 B0 F1 B1"),

@@ -91,7 +91,8 @@ def test_dualpipe_is_its_own_mirror():
 
 def word(schedule, rank):
     """A rank's list in one line: micro-batches that enter at its end of the pipeline plain, the
-    others in brackets, each counted within its direction (as figure 5 of arXiv 2412.19437)."""
+    others in brackets, each counted within its direction (as figure 5 of arXiv 2412.19437).
+    """
     texts = []
     for action in schedule.actions[rank]:
         pair = [
@@ -104,7 +105,7 @@ def word(schedule, rank):
 
 
 def test_dualpipe_written_out_by_hand():
-    """8 ranks and 20 micro-batches, the size of figure 5, from the eight steps of deepseek-ai's code.
+    """8 ranks and 20 micro-batches, as in figure 5, from the eight steps of deepseek-ai's code.
 
     Rank 0 (half_rank 0): 6 F0; 1 F0F1; 3 I1W1F1; 10-8+1 = 3 F0&B1 F1&B0; 3 B1 F1&B0; B1 I0; 3 W I0;
     1 W. Rank 3 (half_rank 3, at the turn): 4 F0F1; 10-8+4 = 6 pairs, the first F apart from its B;

@@ -1,4 +1,4 @@
-"""The shortcut from the steady state: equal to the whole simulation, and for the reason it gives."""
+"""The shortcut from the steady state: equal to the whole simulation, for the reason it gives."""
 
 import pytest
 from drawn_pipelines import size, unequal

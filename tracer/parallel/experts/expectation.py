@@ -42,7 +42,8 @@ def _inclusion(weights: tuple[float, ...], top_k: int) -> Floats:
     after = _running(here[::-1], top_k)[::-1]
     at_most = np.cumsum(after, axis=2)[..., ::-1]  # at most k-1-a after e, beside a before it
     few = (before * at_most).sum(axis=2)
-    return (weight[:, None] * here * few) @ measure
+    chance: Floats = (weight[:, None] * here * few) @ measure
+    return chance
 
 
 def missed(weight: Floats, top_k: int, share: Floats) -> Floats:
@@ -121,7 +122,7 @@ def fit_weights(share: Floats, top_k: int) -> Floats:
     mine = np.flatnonzero(share > 0)
     if len(mine) < top_k:
         raise UserError(
-            f"recorded: {len(mine)} experts were ever chosen, a token chooses {top_k} different ones"
+            f"recorded: {len(mine)} experts were ever chosen, a token chooses {top_k} of them"
         )
     weight = np.zeros(len(share))
     wanted = share[mine]

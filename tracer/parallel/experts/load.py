@@ -116,7 +116,8 @@ class ExpertLoad:
     @property
     def _same_node(self) -> NDArray[np.bool_]:
         node = np.arange(self.placement.ranks) // self.placement.ranks_per_node
-        return node[:, None] == node
+        same: NDArray[np.bool_] = node[:, None] == node
+        return same
 
     def _spread(self, hit: Floats) -> Floats:
         ranks = self.placement.ranks
@@ -167,12 +168,13 @@ def _one_token(routing: Routing, placement: Placement, seed: int) -> _OneToken:
     chance, shares = chances(routing), (placement.share, placement.node_share)
     if chance is not None and not routing.limited:
         weight = np.array(routing.weights)
-        hit = [1.0 - missed(weight, routing.top_k, share) for share in shares]
-        return _OneToken(chance, *hit, False)
+        on_rank, on_node = (1.0 - missed(weight, routing.top_k, share) for share in shares)
+        return _OneToken(chance, on_rank, on_node, False)
     chosen = sample(routing, _SAMPLES, seed)
     if chance is None:
         chance = np.bincount(chosen.ravel(), minlength=routing.experts) / _SAMPLES
-    return _OneToken(chance, *(_hit(chosen, share) for share in shares), True)
+    on_rank, on_node = (_hit(chosen, share) for share in shares)
+    return _OneToken(chance, on_rank, on_node, True)
 
 
 def _hit(chosen: Ints, share: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """Which rank holds which routed expert.
 
-Shapes: E logical experts, R ranks (GPUs) of an expert-parallel group, N nodes, S physical slots of a
-rank; E <= R·S, and what is beyond E are further copies of experts.
+Shapes: E logical experts, R ranks (GPUs) of an expert-parallel group, N nodes, S physical slots of
+a rank; E <= R·S, and what is beyond E are further copies of experts.
 """
 
 from __future__ import annotations

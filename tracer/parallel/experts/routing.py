@@ -29,7 +29,7 @@ Scores = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Routing:
-    """weights: [E], any scale; 0 for experts that are never chosen. groups, kept: 1, 1 for no limit.
+    """weights: [E], any scale; 0 for experts never chosen. groups, kept: 1 and 1 for no limit.
 
     shares: [E] the part of tokens that choose each expert, where it is known by other means than
     the weights (a recording); sums to k.
@@ -112,8 +112,8 @@ def recorded(counts: ArrayLike, top_k: int, groups: int = 1, kept: int = 1) -> R
     share = count * (top_k / count.sum())
     if share.max() > 1 + 1e-9:
         raise UserError(
-            f"recorded: expert {np.argmax(share)} has {share.max() / top_k:.1%} of the counts; with "
-            f"top {top_k} it has at most {1 / top_k:.1%}, one choice of every token"
+            f"recorded: expert {np.argmax(share)} has {share.max() / top_k:.1%} of the counts; "
+            f"with top {top_k} it has at most {1 / top_k:.1%}, one choice of every token"
         )
     weight = fit_weights(share, top_k)
     return Routing("recorded", top_k, tuple(weight.tolist()), groups, kept, tuple(share.tolist()))
