@@ -148,18 +148,19 @@ def pack(weight: Floats, packs: int) -> Ints:
 
 
 def replicate(weight: Floats, slots: int) -> Ints:
-    """INT64 [E] copies of each expert, `slots` in all: one more for the heaviest copy each time."""
+    """INT64 [slots] the expert of each copy: all once, then again the one with the heaviest copy."""
     copies = np.ones(len(weight), np.int64)
-    for _ in range(slots - len(weight)):
-        copies[np.argmax(weight / copies)] += 1
-    return copies
+    again = np.empty(slots - len(weight), np.int64)
+    for i in range(len(again)):
+        again[i] = np.argmax(weight / copies)
+        copies[again[i]] += 1
+    return np.concatenate([np.arange(len(weight)), again])
 
 
 def _pack_copies(weight: Floats, ranks: int, each: int) -> Ints:
     """INT64 [ranks, each] experts, as indices into `weight`."""
-    copies = replicate(weight, ranks * each)
-    copy = np.repeat(np.arange(len(weight)), copies)
-    where = pack((weight / copies)[copy], ranks)
+    copy = replicate(weight, ranks * each)
+    where = pack((weight / np.bincount(copy))[copy], ranks)
     return copy[np.argsort(where, kind="stable")].reshape(ranks, each)
 
 

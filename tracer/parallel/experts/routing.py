@@ -50,6 +50,8 @@ class Routing:
             raise UserError(
                 f"{self}: {self.kept} of {self.groups} groups, which divide the experts"
             )
+        if self.limited and self.experts < 2 * self.groups:
+            raise UserError(f"{self}: groups are ranked by their two best experts and have one")
         per_group = np.sort((weight > 0).reshape(self.groups, -1).sum(axis=1))
         if not 1 <= self.top_k <= per_group[: self.kept].sum():
             raise UserError(
@@ -123,8 +125,7 @@ def gate(score_TE: Scores, top_k: int, groups: int = 1, kept: int = 1) -> Ints:
     """INT64 [T, k] the experts that DeepSeek-V3's gate takes for these scores, in no order."""
     if kept < groups:
         score_TGe = score_TE.reshape(len(score_TE), groups, -1)
-        best = min(2, score_TGe.shape[2])
-        group_TG = np.partition(score_TGe, -best, axis=2)[..., -best:].sum(axis=2)
+        group_TG = np.partition(score_TGe, -2, axis=2)[..., -2:].sum(axis=2)
         out_TG = np.argpartition(-group_TG, kept - 1, axis=1)[:, kept:]
         mask_TG = np.zeros_like(group_TG)
         np.put_along_axis(mask_TG, out_TG, -np.inf, axis=1)
