@@ -6,6 +6,7 @@ from typing import Any
 
 from ..cost.timeline import timeline
 from ..machine import Times
+from ..parallel.schedules import Timeline
 
 _PROCESS = 0
 
@@ -59,6 +60,39 @@ def chrome_trace(times: Times) -> dict[str, Any]:
         "traceEvents": events,
         "displayTimeUnit": "ms",
         "otherData": {"kind": "prediction", "chip": times.chip.id, **trace.header},
+    }
+
+
+def pipeline_trace(timeline: Timeline) -> dict[str, Any]:
+    """One thread a rank, one slice a slot (two nested ones for an overlapped F&B), microseconds."""
+    schedule = timeline.schedule
+    events = [_meta("process_name", f"predicted {schedule}", 0)]
+    for rank in range(schedule.ranks):
+        events.append(_meta("thread_name", f"rank {rank}", rank))
+        for slot in timeline.of_rank(rank):
+            for part in slot.action.parts:
+                events.append(
+                    {
+                        "ph": "X",
+                        "cat": slot.action.kind,
+                        "name": f"{part.kind} {part.microbatch}",
+                        "pid": _PROCESS,
+                        "tid": rank,
+                        "ts": slot.start * 1e6,
+                        "dur": (slot.end - slot.start) * 1e6,
+                        "args": part._asdict(),
+                    }
+                )
+    step = timeline.step
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "kind": "prediction",
+            "schedule": schedule.name,
+            "step_s": step.seconds,
+            "bubble_share": step.bubble_share,
+        },
     }
 
 
