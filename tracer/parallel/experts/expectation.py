@@ -57,11 +57,14 @@ def missed(weight: Floats, top_k: int, share: Floats) -> Floats:
         inside = share.sum(axis=0).astype(int)
         ways = [comb(experts - int(n), top_k) / comb(experts, top_k) for n in inside]
         return np.array(ways)
+    if weight.min() == weight.max():  # which experts a set has does not matter, only how many
+        share = np.sort(share, axis=0)
+    share, which = np.unique(share, axis=1, return_inverse=True)
     times, measure = _times(weight)
     chance = np.zeros(share.shape[1])
     for part in np.array_split(np.arange(share.shape[1]), -(-share.shape[1] // 32)):
         chance[part] = _missed(weight, top_k, share[:, part], times) @ measure
-    return np.clip(chance, 0.0, 1.0)
+    return np.clip(chance, 0.0, 1.0)[which]
 
 
 def _missed(weight: Floats, top_k: int, share: Floats, times: Floats) -> Floats:

@@ -52,16 +52,21 @@ class Placement:
     @cached_property
     def share(self) -> Floats:
         """[E, R] part of an expert's tokens that a rank serves: its copies share them evenly."""
-        share = np.zeros((self.experts, self.ranks))
-        ranks = np.broadcast_to(np.arange(self.ranks)[:, None], self.held.shape)
-        np.add.at(share, (self.held, ranks), 1.0 / self.copies[self.held])
-        return share
+        return self._slots_by_rank / self.copies[:, None]
 
     @cached_property
     def node_share(self) -> Floats:
         """[E, N] the same by node."""
-        by_node: Floats = self.share.reshape(self.experts, self.nodes, -1).sum(axis=2)
+        slots = self._slots_by_rank.reshape(self.experts, self.nodes, -1).sum(axis=2)
+        by_node: Floats = slots / self.copies[:, None]
         return by_node
+
+    @property
+    def _slots_by_rank(self) -> Ints:
+        """INT64 [E, R] slots of each rank that hold each expert."""
+        cell = self.held * self.ranks + np.arange(self.ranks)[:, None]
+        count = np.bincount(cell.ravel(), minlength=self.experts * self.ranks)
+        return count.reshape(self.experts, self.ranks)
 
     def load(self, load: ArrayLike) -> Floats:
         """[R] what each rank has of a load [E] of the logical experts."""
