@@ -384,15 +384,23 @@ _KEPT = (
 )  # fmt: skip
 
 
-def _policy(ctx, op, *args, **kwargs):
-    kept = op.__name__.partition(".")[0] in _KEPT
+def _policy(gathered, ctx, op, *args, **kwargs):
+    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
+        arg for arg in args if isinstance(arg, str)
+    )
     policies = ckpt.CheckpointPolicy
     return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
 
 
 def _selective(layer, x_TD, step):
-    """Products, attention, collectives and routing keep their results, all else runs again."""
-    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _policy)
+    """Products, attention, collectives and routing keep their results, all else runs again.
+
+    Parameters that ZeRO gathers are no results to keep.
+    """
+    layout = layer.self_attn.layout
+    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
+    policy = functools.partial(_policy, gathered)
+    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
     return ckpt.checkpoint(
         layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )

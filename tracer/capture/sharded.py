@@ -210,6 +210,8 @@ class _Rank:
             capture.unfold()
             with capture.paused():
                 fill_gradients(model)
+            grads = (p.grad for p in model.parameters() if p.grad is not None)
+            capture.mark("gradients", grads)
             with capture.optimizer_step():
                 reduce_gradients(model)
             if self.work.optimizer == "adamw":

@@ -210,21 +210,20 @@ def largest(fits: Callable[[int], RankMemory], *, most: int = 1 << 24) -> int:
     if not first.fits:
         return 0
     low, high, low_memory = 1, most + 1, first
-    slope = 0
+    slope, width = 0, most
     while high - low > 1:
         room = first.capacity - first.reserve - low_memory.total
         guess = low + room // slope if slope > 0 else 2 * low
+        if high <= most and 2 * (high - low) > width:
+            guess = (low + high) // 2  # the line did not even halve what is open
+        width = high - low
         guess = min(max(guess, low + 1), high - 1)
         memory = fits(guess)
+        slope = max((memory.total - low_memory.total) // (guess - low), 0)
         if memory.fits:
-            slope = max((memory.total - low_memory.total) // (guess - low), 0)
             low, low_memory = guess, memory
         else:
             high = guess
-            over = memory.total - low_memory.total
-            slope = max(over // (guess - low), 0)
-            if high - low > 2:
-                slope = max(slope, 1)
     return low
 
 
