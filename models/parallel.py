@@ -60,7 +60,7 @@ class Layout:
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
-    recompute: "none", "selective" or "full" (see `RECOMPUTES`).
+    recompute: "none", "latent", "selective" or "full" (see `RECOMPUTES`).
     """
 
     tp: Group = ALONE
@@ -127,6 +127,15 @@ class ParallelMLA(MLA):
         y_TD = super().forward(x_TD, step)
         return y_TD if self.layout.attention_dp else self.layout.leave(y_TD)
 
+    def _attend(self, q_in, c_kv_TC, k_rope_TR, step):
+        if self.layout.recompute != "latent" or not self.training:
+            return super()._attend(q_in, c_kv_TC, k_rope_TR, step)
+        contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
+        return ckpt.checkpoint(
+            super()._attend, q_in, c_kv_TC, k_rope_TR, step, use_reentrant=False,
+            preserve_rng_state=False, context_fn=contexts,
+        )  # fmt: skip
+
     def _shared_by_heads(self, x_TD):
         q_in, c_kv, k_rope = super()._shared_by_heads(x_TD)
         layout = self.layout
@@ -189,6 +198,15 @@ class ParallelMoE(MoE):
         return gather(super().forward(split(x_TD, layout.tp)), layout.tp, partial=False)
 
 
+class RecomputedNorm(RMSNorm):
+    """Keeps its input alone, and runs again in the backward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        return ckpt.checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+
+
 class ParallelLayer(Unit, DecoderLayer):
     """One decoder layer. `layer_idx` counts within the stage, `moe` says of which kind it is."""
 
@@ -196,9 +214,10 @@ class ParallelLayer(Unit, DecoderLayer):
         nn.Module.__init__(self)
         dim = config.hidden_size
         norm = {"eps": config.rms_norm_eps, "dtype": precision.dtype, "device": device}
-        self.input_layernorm = RMSNorm(dim, **norm)
+        kind = RecomputedNorm if layout.recompute == "latent" else RMSNorm
+        self.input_layernorm = kind(dim, **norm)
         self.self_attn = ParallelMLA(config, layer_idx, precision, device, layout)
-        self.post_attention_layernorm = RMSNorm(dim, **norm)
+        self.post_attention_layernorm = kind(dim, **norm)
         if moe:
             self.mlp = ParallelMoE(config, precision, device, layout)
         else:
@@ -411,4 +430,19 @@ def _full(layer, x_TD, step):
     return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
 
 
-RECOMPUTES = {"none": lambda layer, x, step: layer(x, step), "selective": _selective, "full": _full}
+_ATTENTION = "_scaled_dot_product"
+
+
+def _attention_kept(ctx, op, *args, **kwargs):
+    """Of what follows the latents only attention's result is kept (arXiv 2412.19437, 3.2.3)."""
+    policies = ckpt.CheckpointPolicy
+    fused = op.__name__.startswith(_ATTENTION)
+    return policies.MUST_SAVE if fused else policies.PREFER_RECOMPUTE
+
+
+def _plain(layer, x_TD, step):
+    return layer(x_TD, step)
+
+
+# "latent": a layer's norms and MLA's up-projections run again, inside of the layer.
+RECOMPUTES = {"none": _plain, "latent": _plain, "selective": _selective, "full": _full}
