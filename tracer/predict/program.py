@@ -40,9 +40,9 @@ class Stages(Protocol):
 def stages_of(
     program: Program, plan: Plan, network: Network, kernels: Kernels, *, phase: str,
     seq: int = 4096, context: int = 4096, exchange: str = "normal", skew: float = 1.0,
-    weights: str | None = None,
+    weights: str | None = None, kept: str = "trace",
 ) -> Stages:  # fmt: skip
-    """The stages of `plan`.
+    """The stages of `plan`; `exchange`, `skew` and `kept` as in `Structure`.
 
     `weights`: "fp8" serves a transformers model with FP8 linears (see `cost.lowered`).
     """
@@ -54,8 +54,10 @@ def stages_of(
         if weights is not None:
             raise UserError(f"{program.name}: give --dtype fp8, which it has of its own")
         return ReferenceStages(
-            Structure(program, work, plan, network, kernels, exchange=exchange, skew=skew)
+            Structure(program, work, plan, network, kernels, exchange=exchange, skew=skew, kept=kept)
         )
+    if kept != "trace":
+        raise UserError(f"{program.name}: kept={kept} is known for reference models")
     return WholeStages(program, work, plan, network, kernels, weights)
 
 
@@ -91,9 +93,10 @@ class ReferenceStages:
 
     def notes(self) -> list[str]:
         notes = ["stages as sums of layers that were traced one by one"]
-        if s_ep := self.structure.plan.ep > 1 and self.structure.exchange != "nccl":
-            assert s_ep
+        if self.structure.plan.ep > 1 and self.structure.exchange != "nccl":
             notes.append(f"expert exchange: DeepEP's {self.structure.exchange} kernels")
+        if self.structure.kept == "fp8":
+            notes.append("activations kept as arXiv 2412.19437 says (FP8, E5M6), by hand formula")
         return notes
 
 

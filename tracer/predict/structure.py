@@ -27,6 +27,7 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import rank_trace, sizes_of
 from ..parallel.sizes import Sizes
+from .kept import kept_in_fp8
 from .passes import Links, Passes, beyond, joined, passes_of
 
 if TYPE_CHECKING:
@@ -122,12 +123,19 @@ class Structure:
         network: of the cluster.
         kernels: what is assumed of them.
         exchange, skew: see `Links`.
+        kept: activations for the backward: "trace", as the traced program keeps them, or "fp8",
+            see `kept`.
     """
 
     def __init__(
         self, program: ReferenceProgram, workload: Workload, plan: Plan, network: Network,
-        kernels: Kernels, *, exchange: str = "normal", skew: float = 1.0,
+        kernels: Kernels, *, exchange: str = "normal", skew: float = 1.0, kept: str = "trace",
     ) -> None:  # fmt: skip
+        if kept == "fp8" and (plan.tp > 1 or program.dtype != "fp8" or plan.recompute != "latent"):
+            raise UserError(
+                f"plan {plan}: kept=fp8 is known for FP8 training with tp=1 recompute=latent"
+            )
+        self.kept = kept
         self.program, self.plan, self.network = program, plan, network
         self.kernels, self.exchange, self.skew = kernels, exchange, skew
         self.workload = replace(workload, batch=plan.micro_batch)
@@ -162,6 +170,15 @@ class Structure:
         if kind == HEAD:
             last, plain = self._block(HEAD, _cut(plan, 1)), self._block(EXPERTS, _cut(plan, 1))
             return last.minus(plain)
+        if self.kept == "fp8":
+            moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
+            tokens = self.workload.tokens // plan.cp
+            saved = kept_in_fp8(self.program.config, tokens, moe)
+            return replace(self._of(kind), saved=saved)
+        return self._of(kind)
+
+    def _of(self, kind: str) -> Block:
+        plan = self.plan
         has_experts = kind == EXPERTS or (kind == EMBEDDING and self.program.config.is_moe(0))
         return self._block(kind, _cut(plan, plan.ep if has_experts else 1))
 

@@ -86,6 +86,8 @@ class Assumptions:
         imbalance: rows of the busiest expert-parallel rank over the mean; None takes what chance
             makes of even routing (`parallel.experts`).
         gradients: type in which gradients are kept and summed: "parameter" or "fp32".
+        kept: activations for the backward: "trace", as the traced program has them, or "fp8", as
+            DeepSeek-V3 was trained (see `kept`).
     """
 
     kernels: Kernels = field(default_factory=Kernels)
@@ -94,24 +96,29 @@ class Assumptions:
     exchange: str = "normal"
     imbalance: float | None = None
     gradients: str = "parameter"
+    kept: str = "trace"
 
     def __post_init__(self) -> None:
         if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
             raise UserError(f"imbalance={self.imbalance}: the busiest over the mean is at least 1")
         if self.gradients not in ("parameter", "fp32"):
             raise UserError(f"gradients={self.gradients!r}: choose parameter or fp32")
+        if self.kept not in ("trace", "fp8"):
+            raise UserError(f"kept={self.kept!r}: choose trace or fp8")
+        if self.exchange not in ("normal", "nccl"):
+            raise UserError(f"exchange={self.exchange!r}: choose normal or nccl")
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of a step, mean over the ranks of the pipeline; they add up to the step.
+    """Seconds of a step, mean over the ranks of the pipeline. The first four add up to the step.
 
     Attributes:
         compute: kernels, with what they take longer while communication holds SMs.
         communication: messages that nothing hides, those of the end of a step included.
         bubble: waiting for other stages.
         optimizer: its kernels, and weights rounded to FP8.
-        imbalance: the part of compute and communication that even experts would save.
+        imbalance: the part of the step that even experts would save.
     """
 
     compute: float
@@ -281,15 +288,21 @@ def predict_training(
     assume = assume or Assumptions()
     network = network_of(cluster)
     cluster = network.cluster
-    rough = stages_of(program, plan, network, assume.kernels, phase="training", seq=seq)
-    plan, schedule = check(plan, cluster, rough)
+
+    def stages_with(skew: float) -> Stages:
+        return stages_of(
+            program, plan, network, assume.kernels, phase="training", seq=seq,
+            exchange=assume.exchange, skew=skew, kept=assume.kept,
+        )  # fmt: skip
+
+    plan, schedule = check(plan, cluster, stages_with(1.0))
     skew = assume.imbalance or expert_skew(program, plan, cluster, seq)
-    stages = stages_of(
-        program, plan, network, assume.kernels, phase="training", seq=seq,
-        exchange=assume.exchange, skew=skew,
-    )  # fmt: skip
+    stages = stages_with(skew)
     blocks = stages.blocks()
     timed = _Timed(plan, network, schedule, blocks, assume)
+    even = timed
+    if detail and skew > 1:
+        even = _Timed(plan, network, schedule, stages_with(1.0).blocks(), assume)
     memory = timed.memory()
     pipeline = timed.pipeline
     ends = timed.ends()
@@ -297,7 +310,7 @@ def predict_training(
     flops, full, precision = stages.flops(blocks)
     money = money or Money(cluster.chip_hour)
     return TrainingStep(
-        program.name, plan, cluster, seq, seconds, timed.breakdown(ends, skew),
+        program.name, plan, cluster, seq, seconds, timed.breakdown(ends, pipeline.seconds - even.pipeline.seconds),
         timed.slots() if detail else {}, pipeline, memory, flops, full,
         float(cluster.chip.peak_for("bf16")), "bf16", skew, money,
         tuple(dict.fromkeys([
@@ -503,8 +516,8 @@ class _Timed:
                     total[kind] = total.get(kind, 0.0) + n * self._seconds(kind, stage, back)
         return {kind: seconds / len(self.counts) for kind, seconds in total.items()}
 
-    def breakdown(self, ends: tuple[float, float, float], skew: float) -> Breakdown:
-        """Means over ranks."""
+    def breakdown(self, ends: tuple[float, float, float], imbalance: float) -> Breakdown:
+        """Means over ranks; `imbalance` as in `Breakdown`."""
         ranks = self.schedule.ranks
         exposed = 0.0
         for mine in self.counts:
@@ -520,10 +533,9 @@ class _Timed:
         busy = sum(self.pipeline.busy) / ranks
         bubble = sum(self.pipeline.bubble) / ranks
         exposed /= ranks
-        grouped = 0.0  # what the busiest rank's experts take beyond the mean is told by the caller
         return Breakdown(
             busy - exposed, exposed + ends[0] + sum(self.pipeline.sending) / ranks, bubble,
-            ends[1] + ends[2], grouped,
+            ends[1] + ends[2], imbalance,
         )  # fmt: skip
 
     def stage_rows(self) -> tuple[dict[str, float], ...]:
