@@ -55,10 +55,7 @@ class Gate(nn.Module):
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (FP32) and expert indices (INT64), each [T, k]."""
         config = self.config
-        logits_TE = F.linear(x_TD, self.weight).float()
-        softmax = config.scoring_func == "softmax"
-        score_TE = logits_TE.softmax(dim=-1) if softmax else logits_TE.sigmoid()
-
+        score_TE = self.scores(x_TD)
         choice_TE = score_TE.detach()
         if self.e_score_correction_bias is not None:
             choice_TE = choice_TE + self.e_score_correction_bias
@@ -72,6 +69,12 @@ class Gate(nn.Module):
         if config.routed_scaling_factor != 1.0:
             weight_Tk = weight_Tk * config.routed_scaling_factor
         return weight_Tk, expert_Tk
+
+    def scores(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """What each expert would weigh, FP32 [T, E]: no bias in it, not normalised."""
+        logits_TE = F.linear(x_TD, self.weight).float()
+        softmax = self.config.scoring_func == "softmax"
+        return logits_TE.softmax(dim=-1) if softmax else logits_TE.sigmoid()
 
     def _drop_groups(self, choice_TE: torch.Tensor) -> torch.Tensor:
         """-inf for all experts outside of the `topk_group` best groups.

@@ -13,20 +13,15 @@ cut among the ranks of a TP group.
 * Expert parallel: see `expert_parallel`. The gate and the shared expert are whole and see the
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
-* Context parallel: sequences are cut; each rank has S / CP neighbouring tokens and gathers the
-  latents [B, S, C + R] of all, which is less than keys and values of any head count. Causality then
-  gives later ranks more to do; the busiest, the last, sees all keys (no zigzag order of chunks).
 
-The model itself sends nothing between stages: `collectives.send` and `receive` do.
+Sequences are never cut (no context parallelism). The model itself sends nothing between stages:
+`collectives.send` and `receive` do.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils import checkpoint as ckpt
 
 from .attention import MLA, Step
 from .cache import KVCache
@@ -36,7 +31,6 @@ from .collectives import (
     all_reduce,
     copy,
     gather,
-    raw_all_reduce,
     raw_gather,
     scatter_sum,
     split,
@@ -47,6 +41,7 @@ from .expert_parallel import travelling
 from .linear import Linear, Precision
 from .moe import FeedForward, Gate, MoE
 from .norm import RMSNorm
+from .recompute import RECOMPUTES, RecomputedNorm, attention_again
 from .zero import Unit, units_of
 
 
@@ -54,18 +49,17 @@ from .zero import Unit, units_of
 class Layout:
     """The process groups of this rank and how it uses them.
 
-    tp, ep, cp: cut heads and widths, spread experts, cut sequences.
+    tp, ep: cut heads and widths, spread experts.
     dp, edp, stage: ranks with the same cut weights, with the same experts, of the same stage:
         gradients are summed over one of them.
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
-    recompute: "none", "latent", "selective" or "full" (see `RECOMPUTES`).
+    recompute: "none", "latent", "selective" or "full" (see `recompute`).
     """
 
     tp: Group = ALONE
     ep: Group = ALONE
-    cp: Group = ALONE
     dp: Group = ALONE
     edp: Group = ALONE
     stage: Group = ALONE
@@ -127,14 +121,10 @@ class ParallelMLA(MLA):
         y_TD = super().forward(x_TD, step)
         return y_TD if self.layout.attention_dp else self.layout.leave(y_TD)
 
-    def _attend(self, q_in, c_kv_TC, k_rope_TR, step):
-        if self.layout.recompute != "latent" or not self.training:
-            return super()._attend(q_in, c_kv_TC, k_rope_TR, step)
-        contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
-        return ckpt.checkpoint(
-            super()._attend, q_in, c_kv_TC, k_rope_TR, step, use_reentrant=False,
-            preserve_rng_state=False, context_fn=contexts,
-        )  # fmt: skip
+    def _attend(self, *args):
+        if self.layout.recompute == "latent" and self.training:
+            return attention_again(super()._attend, *args)
+        return super()._attend(*args)
 
     def _shared_by_heads(self, x_TD):
         q_in, c_kv, k_rope = super()._shared_by_heads(x_TD)
@@ -196,15 +186,6 @@ class ParallelMoE(MoE):
         if layout.scattered:
             return super().forward(x_TD)
         return gather(super().forward(split(x_TD, layout.tp)), layout.tp, partial=False)
-
-
-class RecomputedNorm(RMSNorm):
-    """Keeps its input alone, and runs again in the backward."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
-        return ckpt.checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class ParallelLayer(Unit, DecoderLayer):
@@ -369,80 +350,3 @@ class ParallelDeepSeek(nn.Module):
             if isinstance(module, MLA):
                 module.prepare_decode()
         return self
-
-
-def vocab_parallel_loss(
-    logits: torch.Tensor, targets: torch.Tensor, group: Group, share: float = 1.0
-) -> torch.Tensor:
-    """Mean cross-entropy in FP32 of logits [B, S, V/n] of which every rank has a part.
-
-    Three messages of T numbers: maximum, sum of exponentials, the target's logit. `share` scales
-    the mean: 1 over the ranks and micro-batches that see different tokens, so that gradients add.
-    """
-    logits, targets = logits.float().flatten(0, 1), targets.flatten()
-    if group.size == 1:
-        loss = F.cross_entropy(logits, targets)
-        return loss if share == 1.0 else loss * share
-    top_T = raw_all_reduce(logits.detach().amax(dim=-1), group, "max")
-    logits = logits - top_T.unsqueeze(1)
-    sum_T = all_reduce(logits.exp().sum(dim=-1), group)
-    mine_T = targets - group.rank * logits.shape[1]
-    elsewhere_T = (mine_T < 0) | (mine_T >= logits.shape[1])
-    hit_T = logits.gather(1, mine_T.masked_fill(elsewhere_T, 0).unsqueeze(1)).squeeze(1)
-    hit_T = all_reduce(hit_T.masked_fill(elsewhere_T, 0.0), group)
-    return (sum_T.log() - hit_T).mean() * share
-
-
-# -- what the backward computes again --------------------------------------------------------------
-
-_KEPT = (
-    "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "topk",
-)  # fmt: skip
-
-
-def _policy(gathered, ctx, op, *args, **kwargs):
-    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
-        arg for arg in args if isinstance(arg, str)
-    )
-    policies = ckpt.CheckpointPolicy
-    return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
-
-
-def _selective(layer, x_TD, step):
-    """Products, attention, collectives and routing keep their results, all else runs again.
-
-    Parameters that ZeRO gathers are no results to keep.
-    """
-    layout = layer.self_attn.layout
-    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
-    policy = functools.partial(_policy, gathered)
-    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
-    return ckpt.checkpoint(
-        layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
-
-
-def _full(layer, x_TD, step):
-    """Only the layer's input is kept."""
-    return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
-
-
-_ATTENTION = "_scaled_dot_product"
-
-
-def _attention_kept(ctx, op, *args, **kwargs):
-    """Of what follows the latents only attention's result is kept (arXiv 2412.19437, 3.2.3)."""
-    policies = ckpt.CheckpointPolicy
-    fused = op.__name__.startswith(_ATTENTION)
-    return policies.MUST_SAVE if fused else policies.PREFER_RECOMPUTE
-
-
-def _plain(layer, x_TD, step):
-    return layer(x_TD, step)
-
-
-# "latent": a layer's norms and MLA's up-projections run again, inside of the layer.
-RECOMPUTES = {"none": _plain, "latent": _plain, "selective": _selective, "full": _full}

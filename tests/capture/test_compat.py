@@ -288,3 +288,32 @@ def test_groups_are_found_by_name_boxed_or_not():
         }  # fmt: skip
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_sharding_propagation_meets_no_mode():
+    """Without it, ops on global shapes are seen beside the local ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        mesh = init_device_mesh("cpu", (4,))
+        with compat.silent_propagation():
+            shapes = []
+            cut = distribute_tensor(torch.empty(8, 6, device="meta"), mesh, [Shard(0)])
+            assert compat.local_tensor(cut).shape == (2, 6)
+            with Locals(lambda func, args, out: shapes.append(tuple(out.shape))):
+                cut.relu()
+        assert set(shapes) == {(2, 6)}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Locals(Watch):
+    """As the recorder: DTensors are passed on."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented
+        return super().__torch_dispatch__(func, types, args, kwargs)

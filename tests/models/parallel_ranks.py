@@ -17,7 +17,8 @@ from small_configs import FP8, V2_LITE, V3
 from tracer.models import Config, KVCache, build
 from tracer.models.collectives import ALONE, Group, receive, send
 from tracer.models.linear import Precision
-from tracer.models.parallel import Layout, ParallelDeepSeek, vocab_parallel_loss
+from tracer.models.parallel import Layout, ParallelDeepSeek
+from tracer.models.parallel_loss import vocab_parallel_loss
 from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
 WORLD = 4

@@ -1,5 +1,7 @@
 """Dispatch and combine by hand on round numbers, and what must hold of any."""
 
+from math import comb
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from toy_network import groups, network
 from tracer.errors import UserError
 from tracer.parallel.expert_exchange import combine, dispatch
 from tracer.parallel.expert_traffic import Routing, spread
+from tracer.parallel.experts.copies import copies_of
 from tracer.parallel.groups import Group
 
 ALL = Routing(32, 32)  # every token to every expert: counts without chance
@@ -90,3 +93,20 @@ def test_what_an_exchange_is_refused_for():
             dispatch(network(), 8, 64, ALL, GROUP, **bad)
     with pytest.raises(UserError, match="16 ranks in one domain"):
         dispatch(network(), 8, 64, ALL, Group(32, 16))
+
+
+def test_the_gate_keeps_groups_that_have_a_choice_in_them():
+    """Of the kept groups, few go without: at most 4 nodes, more than blind groups would reach."""
+    routing, group = Routing(256, 8, 8, 4), Group(64, 8)
+    found, blind = copies_of(routing, group), spread(routing, group)
+    assert blind.domains == pytest.approx(4 * (1 - comb(96, 8) / comb(128, 8)))
+    assert blind.domains + 0.2 < found.domains < 4
+    assert found.crossing == pytest.approx(found.domains * 7 / 8)
+    assert found.pairs_crossing == blind.pairs_crossing  # every expert is as likely
+    moved = dispatch(network(), 64, 7168, routing, GROUP).volume_inter
+    assert moved == pytest.approx(64 * 7168 * (1 + 4 / 128) * copies_of(routing, GROUP).crossing)
+
+
+def test_without_a_limit_copies_are_the_closed_form():
+    for routing in (Routing(256, 8), Routing(8, 2, 8, 2)):
+        assert copies_of(routing, GROUP) == spread(routing, GROUP)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tracer.cost.conventions import distinct_experts
 from tracer.errors import UserError
+from tracer.parallel.expert_traffic import spread
 from tracer.parallel.experts import (
     balanced,
     contiguous,
@@ -20,6 +21,7 @@ from tracer.parallel.experts import (
     zipf,
 )
 from tracer.parallel.experts.routing import sample
+from tracer.parallel.groups import Group
 
 V3 = {"uniform": uniform(256, 8), "limited": uniform(256, 8, 8, 4), "zipf": zipf(256, 8, 0.5),
       "limited zipf": zipf(256, 8, 0.5, 8, 4)}  # fmt: skip
@@ -47,10 +49,23 @@ def test_deepseek_v3_by_hand():
     assert not load.sampled
 
 
+@pytest.mark.parametrize(("ranks", "per_node"), [(64, 8), (32, 8), (16, 4), (8, 8)])
+def test_even_experts_are_what_the_exchange_sends(ranks, per_node):
+    """Two routes to the copies of a token: this one, and the closed forms of `expert_traffic`."""
+    load = expert_load(V3["uniform"], contiguous(256, ranks, per_node), 1000)
+    copies = spread(V3["uniform"].router, Group(ranks, per_node))
+    assert load.ranks_per_token == pytest.approx(copies.ranks, rel=1e-12)
+    assert load.nodes_per_token == pytest.approx(copies.domains, rel=1e-12)
+    assert load.remote_nodes_per_token == pytest.approx(copies.crossing, rel=1e-12)
+
+
 def test_the_limit_keeps_tokens_on_four_nodes():
-    """arXiv 2412.19437: each token to at most 4 nodes. 8 experts on 4 nodes nearly always hit all.
+    """At most 4 nodes a token (arXiv 2412.19437), and 8 experts nearly always hit all 4.
 
     Sampled through the gate; the placement by groups is what makes it so, round-robin undoes it.
+    Were the kept groups drawn without a look at the scores, a token would reach only
+    4(1 - C(96,8)/C(128,8)) = 3.63 of them; but they are kept for their best two experts, so that
+    one or both are nearly always among the eight.
     """
     load = expert_load(V3["limited"], EP64, 65_536)
     assert load.sampled
@@ -64,7 +79,7 @@ def test_the_limit_keeps_tokens_on_four_nodes():
 
 
 @pytest.mark.parametrize("name", V3)
-@pytest.mark.parametrize("tokens", [1, 128, 4096])
+@pytest.mark.parametrize("tokens", [1, 500])
 def test_distinct_experts_read(name, tokens):
     """Ranks together read what the cost of one grouped product says that all would."""
     load = expert_load(V3[name], EP64, tokens)
@@ -84,11 +99,11 @@ def test_distinct_experts_read(name, tokens):
 )  # fmt: skip
 @pytest.mark.parametrize("name", V3)
 def test_expectation_is_what_fresh_tokens_do(placement, name):
-    """20,000 other tokens, each copy of an expert drawn with a die: 5 standard errors.
+    """10,000 other tokens, each copy of an expert drawn with a die: 5 standard errors.
 
     Where the expectation is itself sampled, its 65,536 tokens add their error.
     """
-    tokens, random = 20_000, np.random.default_rng(5)
+    tokens, random = 10_000, np.random.default_rng(5)
     load = expert_load(V3[name], placement, tokens)
     chosen = sample(V3[name], tokens, seed=99)
     where = placed(chosen, placement, random)
@@ -112,8 +127,8 @@ def placed(chosen, placement, random):
     return where
 
 
-@pytest.mark.parametrize("name", V3)
-@pytest.mark.parametrize(("tokens", "batches"), [(64, 1500), (1024, 120), (12_000, 12)])
+@pytest.mark.parametrize("name", ["uniform", "limited zipf"])
+@pytest.mark.parametrize(("tokens", "batches"), [(64, 800), (1024, 60), (12_000, 8)])
 def test_the_slowest_rank_is_what_fresh_batches_have(name, tokens, batches):
     """Small batches and, beyond 8,192 tokens, the normal law: 5 standard errors of both.
 
@@ -140,7 +155,8 @@ def test_more_tokens_even_out_and_skew_stays():
     skewed = expert_load(V3["zipf"], EP64, 10**9)
     assert skewed.imbalance == pytest.approx(skewed.rows.max() / skewed.mean_rows, rel=1e-3)
     even = expert_load(V3["zipf"], balanced(skewed.rows_by_expert, 64, 8, 320), 10**9)
-    assert even.imbalance < 1.05 < 5 < skewed.imbalance
+    assert even.imbalance < 1.05
+    assert skewed.imbalance > 5
 
 
 def test_redundant_experts_cost_reads_and_save_waiting():
@@ -165,7 +181,7 @@ def test_two_copies_on_a_rank_are_read_once():
     assert (load.imbalance, load.sent_within, load.sent_between) == (1, 0, 0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.permutations(range(16)), st.sampled_from([50, 20_000]))
 def test_permuting_experts_with_their_places_changes_nothing(order, tokens):
     """The law's expert e becomes expert order[e], and so does what the ranks hold."""

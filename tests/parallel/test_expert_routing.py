@@ -13,7 +13,7 @@ from tracer.errors import UserError
 from tracer.models import bundled_config
 from tracer.models.config import Config
 from tracer.models.moe import Gate
-from tracer.parallel.experts import Routing, expectation, recorded, uniform, zipf
+from tracer.parallel.experts import RoutingLaw, expectation, recorded, uniform, zipf
 from tracer.parallel.experts.routing import gate, sample
 
 V3 = Config.from_hf(bundled_config("deepseek-ai/DeepSeek-V3"))
@@ -23,23 +23,23 @@ def enumerated(weight, top_k, share):
     """Every ordered draw without replacement with its chance: (inclusion [E], missed [X])."""
     found, away = np.zeros(len(weight)), np.zeros(share.shape[1])
     for drawn in permutations(range(len(weight)), top_k):
-        chance, left = 1.0, sum(weight)
+        chance, left = 1.0, dict(enumerate(weight))
         for e in drawn:
-            chance *= weight[e] / left if left > 0 else 0.0
-            left -= weight[e]
+            chance *= weight[e] / sum(left.values())  # what is left, not what was taken off: exact
+            del left[e]
         found[list(drawn)] += chance
         away += chance * np.prod(1 - share[list(drawn)], axis=0)
     return found, away
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6), st.data(), st.sampled_from([1, 2, 3])
 )
 def test_integrals_are_the_sum_over_all_draws(weight, data, sets):
     top_k = data.draw(st.integers(1, len(weight)))
-    flat = data.draw(st.lists(st.sampled_from([0, 0.25, 0.5, 1.0]),
-                              min_size=sets * len(weight), max_size=sets * len(weight)))  # fmt: skip
+    cells, parts = sets * len(weight), st.sampled_from([0, 0.25, 0.5, 1.0])
+    flat = data.draw(st.lists(parts, min_size=cells, max_size=cells))
     share = np.array(flat).reshape(-1, sets)
     found, away = enumerated(weight, top_k, share)
     weight = np.array(weight)
@@ -124,7 +124,7 @@ def test_the_gate_is_the_models_gate(experts, groups, kept, top_k):
 
 
 def test_deepseek_v3_reaches_four_nodes_at_most():
-    """Eight groups on eight nodes. A token keeps 4 groups; without that limit it reaches up to 8."""
+    """Eight groups on eight nodes. A token keeps 4 groups; without the limit it reaches up to 8."""
     limit = uniform(V3.n_routed_experts, V3.num_experts_per_tok, V3.n_group, V3.topk_group)
     free = uniform(V3.n_routed_experts, V3.num_experts_per_tok)
     nodes = [
@@ -134,6 +134,14 @@ def test_deepseek_v3_reaches_four_nodes_at_most():
     assert nodes[0].max() == 4
     assert nodes[1].max() > 4
     assert nodes[1].mean() == pytest.approx(8 * (1 - comb(224, 8) / comb(256, 8)), abs=0.03)
+
+
+@pytest.mark.parametrize("noise", ["gumbel", "normal", "logistic", "uniform"])
+def test_nodes_reached_hardly_depend_on_the_noise(noise):
+    """Even experts, V3's limit: 3.93 to 3.98 of 4 nodes whatever the logits are drawn from."""
+    logit_TE = getattr(np.random.default_rng(2), noise)(size=(20_000, 256))
+    chosen = gate(1 / (1 + np.exp(-logit_TE)), 8, 8, 4)
+    assert 3.93 < np.mean([len(set(token)) for token in chosen // 32]) < 3.98
 
 
 @pytest.mark.parametrize("kept", [2, 4, 8])
@@ -167,7 +175,7 @@ def test_recorded_loads_come_back(counts, top_k):
     routing = recorded(counts, top_k)
     assert routing.shares == pytest.approx(tuple(share), abs=1e-12)
     found = expectation.inclusion(np.array(routing.weights), top_k)
-    assert found == pytest.approx(share, abs=1e-3)
+    assert found == pytest.approx(share, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_recorded_loads_come_back(counts, top_k):
         (lambda: uniform(8, 5, 4, 2), "in any 2 of 4 groups"),
         (lambda: uniform(8, 2, 3, 2), "2 of 3 groups, which divide the experts"),
         (lambda: uniform(8, 2, 2, 3), "3 of 2 groups"),
-        (lambda: Routing("mine", 1, (1.0, -1.0)), "not negative"),
+        (lambda: RoutingLaw("mine", 1, (1.0, -1.0)), "not negative"),
         (lambda: recorded([1, -1], 1), "not negative"),
         (lambda: recorded([0, 0], 1), "all counts are 0"),
         (lambda: recorded([9, 1, 1], 2), "expert 0 has 81.8% of the counts; with top 2 it has at"),

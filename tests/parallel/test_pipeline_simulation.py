@@ -138,10 +138,10 @@ def test_activations_of_16_ranks_by_hand():
 
 def test_deepseeks_step_takes_well_under_a_second():
     build.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     step = simulate(build("dualpipe", 16, 480), Durations.even(16, 1, 1, 1, overlapped=3)).step
     assert step.seconds == 480 * 3 + 7 * 2
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(

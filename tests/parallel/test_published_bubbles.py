@@ -46,6 +46,7 @@ def test_unit_durations(pp, extra):
         assert v.in_flight == (pp + 1,) * (pp // 2)
 
 
+@settings(max_examples=60, deadline=None)
 @given(pipelines, st.integers(1, 40), seconds, seconds, seconds)
 def test_1f1b_always(pp, microbatches, f, i, w):
     """Whatever the durations, and with fewer micro-batches than ranks too."""
@@ -55,6 +56,7 @@ def test_1f1b_always(pp, microbatches, f, i, w):
     assert max(taken.in_flight) == min(pp, microbatches)
 
 
+@settings(max_examples=60, deadline=None)
 @given(pipelines, st.integers(1, 40), seconds, seconds, seconds)
 def test_zb1p_for_weight_gradients_that_are_the_shortest(pp, extra, f, i, w):
     """W <= F and W <= I, and at least PP micro-batches: exactly the table.
@@ -86,7 +88,7 @@ def double(name, half, extra, f, i, w, both):
 
 
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(halves, extras, seconds, seconds, seconds, st.data())
 def test_dualpipe_where_forward_and_input_gradient_take_the_same(
     name, half, extra, f, w, gain, data
@@ -108,7 +110,7 @@ def taken_ranks(name, half):
 
 
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(halves, extras, seconds, seconds, seconds, st.data())
 def test_dualpipe_where_they_do_not(name, half, extra, f, i, w, data):
     """W <= I and F&B >= max(F, B): the table counts an I where the list waits for a forward.
@@ -126,6 +128,7 @@ def test_dualpipe_where_they_do_not(name, half, extra, f, i, w, data):
 
 
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
+@settings(max_examples=60, deadline=None)
 @given(halves, extras, seconds, seconds, st.data())
 def test_dualpipe_off_the_turn(name, half, extra, f, w, data):
     """A rank nearer to an end runs one F&B less for each rank between, its F and B apart.

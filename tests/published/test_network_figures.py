@@ -8,7 +8,8 @@ import pytest
 
 from tracer.errors import UserError
 from tracer.parallel.expert_exchange import combine, dispatch, ep_tpot_limit
-from tracer.parallel.expert_traffic import Routing, spread, token_bytes
+from tracer.parallel.expert_traffic import Routing, token_bytes
+from tracer.parallel.experts.copies import copies_of
 from tracer.parallel.groups import packed
 from tracer.parallel.network import network_of
 
@@ -42,7 +43,7 @@ def test_normal_exchange(table, row, way):
     group = packed(row["ranks"], net.cluster)
     routing = Routing(256, 8, group.domains, min(4, group.domains))
     found = call(net, figures["tokens"], HIDDEN, routing, group, sms=row.get("sms"))
-    copies = spread(routing, group)
+    copies = copies_of(routing, group)
     counted = copies.ranks if group.domains == 1 else copies.domains
     logical = figures["tokens"] * counted * token_bytes(HIDDEN, precision) / found.seconds
     assert logical / 1e9 == pytest.approx(row[way], rel=figures["tolerance"])

@@ -117,7 +117,7 @@ class Capture:
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Tell what `tensors` are ("kv", "gradients", "optimizer") where no storage shows it."""
         for tensor in tensors:
-            self._recorder.tensors.identify(tensor, role)
+            self._recorder.tensors.identify(compat.local_tensor(tensor), role)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -149,15 +149,16 @@ class Capture:
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 self._lazy = True
                 continue  # a lazy module makes it on its first call, and it is taken in then
-            sid = self._recorder.tensors.identify(tensor, "weights")
+            local = compat.local_tensor(tensor)
+            sid = self._recorder.tensors.identify(local, "weights")
             yield Parameter(
                 name,
-                tuple(tensor.shape),
+                tuple(local.shape),
                 str(tensor.dtype).removeprefix("torch."),
                 sid,
                 not buffer and tensor.requires_grad,
                 buffer,
-                int(tensor.storage_offset()) if tensor.layout == torch.strided else 0,
+                int(local.storage_offset()) if local.layout == torch.strided else 0,
             )
 
     def _mark_gradients(self) -> None:

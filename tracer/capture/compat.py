@@ -6,6 +6,8 @@ that test names it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,16 +23,20 @@ __all__ = [
     "current_graph_task_id",
     "decompose",
     "fake_mode",
+    "fake_store",
     "fused_attention_allowed",
     "group_name",
     "is_composite",
     "is_fake",
+    "local_gradient",
+    "local_tensor",
     "next_sequence_nr",
     "no_dispatch_modes",
     "outside_fake_mode",
     "override_composite",
     "process_groups",
     "recomputes",
+    "silent_propagation",
     "storage_key",
     "tree_any",
     "tree_leaves",
@@ -78,6 +84,40 @@ def override_composite(name: str, function: Any) -> torch.library.Library:
     for key in ("AutogradMeta", "AutogradCPU", "AutogradCUDA"):
         library.impl(name, function, key)
     return library
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor; any other tensor as it is."""
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local
+
+
+def local_gradient(parameter: Any) -> torch.Tensor | None:
+    """This rank's part of a gradient, cut as its parameter is: that may take a collective."""
+    grad = parameter.grad
+    if grad is not None and getattr(grad, "placements", None) != getattr(
+        parameter, "placements", None
+    ):
+        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
+    return None if grad is None else local_tensor(grad)
+
+
+@contextlib.contextmanager
+def silent_propagation() -> Iterator[None]:
+    """Sharding propagation of DTensors, which runs ops on global shapes, meets no dispatch mode."""
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    own = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with no_dispatch_modes():
+            return own(self, *args, **kwargs)
+
+    ShardingPropagator._propagate_tensor_meta_non_cached = silent  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ShardingPropagator._propagate_tensor_meta_non_cached = own  # type: ignore[method-assign]
 
 
 def writes(func: Any) -> bool:
@@ -147,6 +187,13 @@ def fake_mode(**options: Any) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(**options)
+
+
+def fake_store() -> Any:
+    """The store of torch's fake backend, which does not ask the other ranks."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    return FakeStore()
 
 
 def fused_attention_allowed() -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import UserError
+from . import compat
 from .records import Op, Trace
 
 _NAMESPACES = ("_c10d_functional.", "_c10d_functional_autograd.", "c10d.", "_dtensor.")
@@ -65,13 +66,12 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
         UserError: the process is part of a real group already.
     """
     import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
         raise UserError(
             "torch.distributed is initialised already: a plan is traced in a process of its own"
         )
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    dist.init_process_group("fake", store=compat.fake_store(), rank=rank, world_size=size)
     try:
         yield
     finally:
@@ -99,10 +99,17 @@ def groups_of(plan: ShardingPlan, rank: int) -> Iterator[Mapping[str, Any]]:
         yield made
 
 
-def name_groups_by_axis(trace: Trace) -> None:
-    """Let the collectives of `trace` and its header call a group by its axis, "tp" and so on."""
+def name_groups_by_axis(trace: Trace, world: str = "world") -> None:
+    """Let the collectives of `trace` and its header call a group by its axis, "tp" and so on.
+
+    `world` is what the group of all ranks is for. Groups of one send nothing and are left out.
+    """
     table = trace.header.get("groups", {})
-    axes = {name: where["axis"] for name, where in table.items()}
+    axes = {
+        name: world if where["axis"] == "default_pg" else where["axis"].removeprefix("mesh_")
+        for name, where in table.items()
+        if where["size"] > 1
+    }
 
     def named(op: Op) -> Op:
         if not op.name.startswith(_NAMESPACES):
@@ -113,4 +120,7 @@ def name_groups_by_axis(trace: Trace) -> None:
         )
 
     trace.ops = [named(op) for op in trace.ops]
-    trace.header["groups"] = {where.pop("axis"): where for where in table.values()}
+    trace.header["groups"] = {
+        axis: {key: value for key, value in table[name].items() if key != "axis"}
+        for name, axis in reversed(axes.items())  # the world last: a group of its own goes first
+    }

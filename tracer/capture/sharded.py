@@ -93,9 +93,11 @@ def _check(program: ReferenceProgram, workload: Workload, plan: ShardingPlan) ->
             f"batch {workload.batch}: a data rank of this plan runs micro_batch={plan.micro_batch} "
             "sequences at once"
         )
-    if workload.seq % plan.cp and workload.phase != DECODE:
-        raise UserError(f"{workload.seq} tokens of a sequence do not divide by CP={plan.cp}")
-    tokens = workload.tokens // plan.cp
+    if plan.cp > 1:
+        raise UserError(
+            f"cp={plan.cp}: context parallelism is not traced yet; use tp, dp, pp or ep"
+        )
+    tokens = workload.tokens
     cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
     if cuts and tokens % plan.tp:
         raise UserError(f"{tokens} tokens of a data rank do not divide by TP={plan.tp}")
@@ -122,7 +124,7 @@ class _Rank:
         precision = Precision(DTYPES[program.dtype], fp8=fp8, training=self.trained)
         self.dtype = precision.dtype
         layout = Layout(
-            **{axis: group for axis, group in groups.items() if axis != "pp"},
+            **{axis: group for axis, group in groups.items() if axis not in ("pp", "cp")},
             sequence_parallel=plan.sequence_parallel,
             attention_dp=plan.attention_dp,
             redundant_experts=plan.redundant_experts,
@@ -144,7 +146,7 @@ class _Rank:
     @property
     def seq(self) -> int:
         """New tokens of a sequence that this rank sees."""
-        return 1 if self.work.phase == DECODE else self.work.seq // self.plan.cp
+        return 1 if self.work.phase == DECODE else self.work.seq
 
     def input(self) -> Tensor:
         """Token ids of the first stage; of any other a buffer for the stage before to fill."""
@@ -189,13 +191,13 @@ class _Rank:
 
     def training(self, attention: str, fold: bool) -> Trace:
         """One micro-batch, and what ends a step."""
-        from tracer.models.parallel import vocab_parallel_loss
+        from tracer.models.parallel_loss import vocab_parallel_loss
         from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
         model, layers = self.model, self.layers if fold else 0
         x = self.input()
         targets = torch.zeros(self.work.batch, self.seq, dtype=torch.long, device=META)
-        share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
+        share = 1 / (self.plan.data_ranks * self.plan.micro_batches)
         with Capture(model, attention=attention, fold=layers) as capture:
             out = self.forward(x)
             if self.last:

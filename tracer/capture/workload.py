@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from . import compat
 from .adamw import MasterAdamW
 from .capture import Capture
 from .grounds import META, VALUES, NotTried, asks_for_data, on
@@ -158,7 +159,10 @@ def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers
             with capture.paused():
                 if layers:
                     fill_gradients(model)
-                step = MasterAdamW(model.parameters()) if optimizer == "adamw" else None
+            with torch.no_grad(), capture.optimizer_step():
+                parameters = [_local(parameter) for parameter in model.parameters()]
+            with capture.paused():
+                step = MasterAdamW(parameters) if optimizer == "adamw" else None
             if step is not None:
                 capture.mark("optimizer", step.tensors())
                 with capture.optimizer_step():
@@ -167,6 +171,16 @@ def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers
     finally:
         for parameter in model.parameters():
             parameter.grad = None
+
+
+def _local(parameter: nn.Parameter) -> nn.Parameter:
+    """What this rank has of a parameter, with its gradient: itself, unless it is a DTensor."""
+    local = compat.local_tensor(parameter)
+    if local is parameter:
+        return parameter
+    own = nn.Parameter(local.detach(), requires_grad=parameter.requires_grad)
+    own.grad = compat.local_gradient(parameter)
+    return own
 
 
 def fill_gradients(model: nn.Module) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..machine.kernels import Num
-from .expert_traffic import Routing, spread, token_bytes
+from .expert_traffic import Routing, token_bytes
+from .experts.copies import copies_of
 from .groups import Group
 from .network import FREE, NetTime, Network
 
@@ -52,7 +53,7 @@ def dispatch(
         raise UserError(f"sms={sms}, skew={skew}: give SMs above 0, and a skew of at least 1")
     if group.ranks == 1:
         return FREE
-    c, copies, cluster = network.experts, spread(routing, group), network.cluster
+    c, copies, cluster = network.experts, copies_of(routing, group), network.cluster
     nbytes = np.asarray(tokens, dtype=np.float64) * token_bytes(hidden, precision)
     link = network.links(group.per_domain).link
     if kernel == LOW_LATENCY:

@@ -3,12 +3,16 @@
 Experts lie in order over the ranks of a group, and in order over routing groups. A token keeps
 `groups_kept` of the routing groups, all equally likely, and `top_k` experts out of those, all
 equally likely (DeepSeek-V3: 8 of 256 experts out of 4 of 8 groups). Its own rank is any of them.
+
+A gate that keeps the groups with the best experts hits more of them than this: `experts.copies` has
+its tokens.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 from typing import NamedTuple
@@ -88,13 +92,18 @@ class Spread(NamedTuple):
 @functools.cache
 def spread(routing: Routing, group: Group) -> Spread:
     """Expected copies of a token of `group`, whose domains fill up one after the other."""
+    return expected(routing, group, routing.miss)
+
+
+def expected(routing: Routing, group: Group, miss: Callable[[int, int], float]) -> Spread:
+    """`spread` with the chance of a router's own: `miss(first, last)`, as `Routing.miss`."""
     bounds = [rank * routing.experts // group.ranks for rank in range(group.ranks + 1)]
-    hit = [1 - routing.miss(a, b) if b > a else 0.0 for a, b in itertools.pairwise(bounds)]
+    hit = [1 - miss(a, b) if b > a else 0.0 for a, b in itertools.pairwise(bounds)]
     ranks = domains = forwarded = crossing = near = far = 0.0
     for members in _members(group):
         m = len(members)
         first, last = bounds[members[0]], bounds[members[-1] + 1]
-        reached = 1 - routing.miss(first, last) if last > first else 0.0
+        reached = 1 - miss(first, last) if last > first else 0.0
         here = sum(hit[rank] for rank in members)
         pairs = routing.top_k * (last - first) / routing.experts
         ranks += here

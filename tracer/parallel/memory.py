@@ -280,7 +280,7 @@ def largest_context(
 ) -> int:  # fmt: skip
     """The longest context of a decode step, or sequence of anything else, in tokens; 0 if none."""
     decode = workload.phase == "decode"
-    step = 1 if decode else plan.tp * plan.cp
+    step = 1 if decode else plan.tp
 
     def fits(number: int) -> RankMemory:
         length = number * step

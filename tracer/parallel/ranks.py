@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..capture.records import Trace
 from ..errors import UserError
@@ -12,6 +12,7 @@ from .plan import Plan
 from .sizes import Sizes
 
 if TYPE_CHECKING:
+    from ..capture.huggingface import HuggingFaceProgram
     from ..capture.reference import ReferenceProgram
     from ..capture.workload import Workload
 
@@ -23,12 +24,13 @@ class StageTrace(NamedTuple):
     stages: tuple[int, ...]
 
 
-def sizes_of(program: ReferenceProgram) -> Sizes:
+def sizes_of(program: ReferenceProgram | HuggingFaceProgram) -> Sizes:
     """The sizes of a program that a plan divides."""
-    return Sizes.of(asdict(program.config))
+    config: Any = program.config
+    return Sizes.of(config.to_dict() if hasattr(config, "to_dict") else asdict(config))
 
 
-def check(program: ReferenceProgram, workload: Workload, plan: Plan) -> None:
+def check(program: ReferenceProgram | HuggingFaceProgram, workload: Workload, plan: Plan) -> None:
     """Refuse a plan that cannot run the model.
 
     Raises:
@@ -40,17 +42,24 @@ def check(program: ReferenceProgram, workload: Workload, plan: Plan) -> None:
 
 
 def rank_trace(
-    program: ReferenceProgram, workload: Workload, plan: Plan, *, rank: int = 0,
-    stage: int | None = None, attention: str = "fused", fold: bool = True,
+    program: ReferenceProgram | HuggingFaceProgram, workload: Workload, plan: Plan, *,
+    rank: int = 0, stage: int | None = None, attention: str = "fused", fold: bool = True,
 ) -> Trace:  # fmt: skip
     """The program of one rank in one stage, see `capture.sharded.record_rank`.
+
+    A transformers model is cut by its own plan (`capture.huggingface.sharded`) and never folded.
 
     Raises:
         UserError: the plan cannot run this model or workload; says why.
     """
+    from ..capture.reference import ReferenceProgram
     from ..capture.sharded import record_rank
 
     check(program, workload, plan)
+    if not isinstance(program, ReferenceProgram):
+        from ..capture.huggingface.sharded import record_rank as record_cut
+
+        return record_cut(program, workload, plan, rank=rank, attention=attention)
     return record_rank(
         program, workload, plan, rank=rank, stage=stage, attention=attention, fold=fold
     )
@@ -80,7 +89,13 @@ def stage_traces(
     found = []
     for stages in alike.values():
         trace = _recorded(program, workload, shown, stages[0], attention, fold)
-        header = {**trace.header, "plan": str(plan), "stages": stages}
+        notes = list(trace.header["notes"])
+        if plan.moments == "bf16" and workload.phase == "training":
+            notes.append(
+                "the optimizer's step is traced with FP32 moments: in BF16 it moves 8 bytes an "
+                "element less"
+            )
+        header = {**trace.header, "plan": str(plan), "stages": stages, "notes": notes}
         found.append(StageTrace(replace(trace, header=header), tuple(stages)))
     return tuple(found)
 

@@ -66,7 +66,7 @@ class HuggingFaceProgram:
         UserError: a class that does not build on meta, or another dtype.
     """
 
-    grounds = GROUNDS
+    grounds: tuple[str, ...] = GROUNDS
 
     def __init__(
         self, name: str, config: Any, dtype: str = "bf16", remote_code: bool = False,

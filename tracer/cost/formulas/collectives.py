@@ -17,7 +17,7 @@ from typing import Any
 
 from ...capture.records import TensorRef
 from ..registry import cost
-from ..work import COLLECTIVE, FREE, Work
+from ..work import COLLECTIVE, COPY, FREE, Work
 from .common import Out, Refs, nbytes
 
 
@@ -104,7 +104,10 @@ def functional_point_to_point(
     return message(tensor.nbytes, group_name)
 
 
-@cost("_c10d_functional::wait_tensor", "c10d::barrier", "c10d::monitored_barrier_")
+@cost(
+    "_c10d_functional::wait_tensor", "_c10d_functional::_wrap_tensor_autograd", "c10d::barrier",
+    "c10d::monitored_barrier_",
+)  # fmt: skip
 def wait(tensor: TensorRef, *rest: Any, out: Out) -> Work:
     """Free: a point in time."""
     return Work(kind=FREE)
@@ -157,6 +160,15 @@ def handed_over_lists(outputs: Any, inputs: Any, process_group: str, *rest: Any,
 def rooted(outputs: Any, inputs: Any, process_group: str, *rest: Any, out: Out) -> Work:
     """Message: the side that holds all parts, which is the root's."""
     return message(max(nbytes(_flat(outputs)), nbytes(_flat(inputs))), process_group)
+
+
+# -- around the collectives of `fully_shard` -------------------------------------------------------
+
+
+@cost("fsdp::split_with_sizes_copy", "fsdp::chunk_cat")
+def repacked(tensors: Any, *rest: Any, out: Out) -> Work:
+    """No arithmetic: parameters out of a gathered buffer, gradients into one."""
+    return Work(kind=COPY)
 
 
 def _flat(tree: Any) -> Refs:

@@ -1,6 +1,6 @@
 """Where routed experts stand, which of them tokens choose, and what that loads and sends.
 
-* `Routing`: the law by which tokens choose experts: `uniform`, `zipf`, `recorded`.
+* `RoutingLaw`: the law by which tokens choose experts: `uniform`, `zipf`, `recorded`.
 * `Placement`: which rank holds which expert: `round_robin`, `contiguous`, `balanced`,
   `hierarchical`.
 * `expert_load(routing, placement, tokens)` -> `ExpertLoad`: rows, imbalance, experts read, traffic.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from .load import ExpertLoad, expert_load
 from .placement import Placement, balanced, contiguous, hierarchical, round_robin
-from .routing import Routing, recorded, uniform, zipf
+from .routing import RoutingLaw, recorded, uniform, zipf
 
 __all__ = [
     "ExpertLoad",
     "Placement",
-    "Routing",
+    "RoutingLaw",
     "balanced",
     "contiguous",
     "expert_load",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from .routing import Routing
+from .routing import RoutingLaw
 
 Floats = NDArray[np.float64]
 
@@ -116,37 +116,36 @@ def _times(weight: Floats) -> tuple[Floats, Floats]:
 def fit_weights(share: Floats, top_k: int) -> Floats:
     """[E] weights that lead to these chances, largest 1. Experts that are never chosen get 0.
 
-    Multiplies each weight by wanted / found until they agree, as iterative proportional fitting.
+    Multiplies each weight by the ratio of -log(1 - chance), wanted over found, until they agree:
+    were the race stopped at a fixed time instead of at the k-th, one such step would be exact.
 
     Raises:
         UserError: chances that no weights come near (some experts in practically every token).
     """
     mine = np.flatnonzero(share > 0)
     weight = np.zeros(len(share))
-    wanted = share[mine]
     if len(mine) == top_k:
         weight[mine] = 1.0
         return weight
-    found = wanted / top_k
-    for _ in range(500):
-        chance = inclusion(found, top_k)
-        if np.abs(chance - wanted).max() < 1e-9:
+    wanted = np.minimum(share[mine], 1 - 1e-9)
+    found = wanted / wanted.max()
+    for _ in range(200):
+        chance = np.minimum(inclusion(found, top_k), 1 - 1e-12)
+        off = float(np.abs(chance - wanted).max())
+        if off < 1e-9:
             break
-        # The odds, not the chances: near 1 a weight has to grow much for the chance to move.
-        limit = np.clip(wanted, 1e-300, 1 - 1e-9)
-        found = found * (limit / (1 - limit)) * ((1 - chance) / chance)
+        found = found * np.log1p(-wanted) / np.log1p(-chance)
         found /= found.max()
-    else:
-        if np.abs(chance - wanted).max() > 1e-3:
-            raise UserError(
-                "recorded: no weights lead to these loads; the heaviest expert is chosen by "
-                f"{wanted.max():.2%} of the tokens"
-            )
+    if off > 1e-6:
+        raise UserError(
+            "recorded: no weights lead to these loads; the heaviest expert is chosen by "
+            f"{wanted.max():.2%} of the tokens"
+        )
     weight[mine] = found
     return weight
 
 
-def chances(routing: Routing) -> Floats | None:
+def chances(routing: RoutingLaw) -> Floats | None:
     """[E] chance that a token chooses each expert, where it is known without sampling."""
     if routing.shares is not None:
         return np.array(routing.shares)

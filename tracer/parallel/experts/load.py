@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from .expectation import chances, missed
 from .placement import Placement
-from .routing import Ints, Routing, sample
+from .routing import Ints, RoutingLaw, sample
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class ExpertLoad:
     experts has no other way; with even ones only hit_rank and hit_node), or exact.
     """
 
-    routing: Routing
+    routing: RoutingLaw
     placement: Placement
     tokens: int
     rows: Floats
@@ -124,12 +124,14 @@ class ExpertLoad:
         return np.broadcast_to(hit * self.tokens / ranks, (ranks, len(hit))).copy()
 
 
-def expert_load(routing: Routing, placement: Placement, tokens: int, seed: int = 0) -> ExpertLoad:
+def expert_load(
+    routing: RoutingLaw, placement: Placement, tokens: int, seed: int = 0
+) -> ExpertLoad:
     """The load that `tokens` tokens (of all ranks together) put on the ranks of `placement`.
 
     Rows, experts read and sends are exact without a group limit, see `expectation`; the slowest
-    rank's excess over the mean is drawn (from 512 to 2,048 batches, standard error of `imbalance`
-    below 1 % of its excess over 1 for 64 ranks), always with the same seed.
+    rank's excess over the largest mean is drawn, always with the same seed: 64 to 2,048 batches, a
+    standard error of at most 2 % of that excess.
 
     Raises:
         UserError: routing and placement of different numbers of experts, no tokens.
@@ -164,7 +166,7 @@ class _OneToken(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _one_token(routing: Routing, placement: Placement, seed: int) -> _OneToken:
+def _one_token(routing: RoutingLaw, placement: Placement, seed: int) -> _OneToken:
     chance, shares = chances(routing), (placement.share, placement.node_share)
     if chance is not None and not routing.limited:
         weight = np.array(routing.weights)
@@ -186,7 +188,7 @@ def _hit(chosen: Ints, share: Floats) -> Floats:
 
 
 @lru_cache(maxsize=256)
-def _covariance(routing: Routing, placement: Placement, seed: int) -> Floats:
+def _covariance(routing: RoutingLaw, placement: Placement, seed: int) -> Floats:
     """[R, R] of the rows that one sampled token brings to each rank."""
     chosen = sample(routing, _SAMPLES, seed)[: _SAMPLES // 4]
     rank = _ranks_of(chosen, placement, np.random.default_rng(seed + 1))
@@ -197,7 +199,7 @@ def _covariance(routing: Routing, placement: Placement, seed: int) -> Floats:
     return covariance
 
 
-def _slowest(routing: Routing, placement: Placement, tokens: int, rows: Floats, seed: int
+def _slowest(routing: RoutingLaw, placement: Placement, tokens: int, rows: Floats, seed: int
              ) -> float:  # fmt: skip
     """Rows of the slowest rank, averaged over batches of `tokens`.
 

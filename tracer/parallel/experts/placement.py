@@ -153,7 +153,7 @@ def pack(weight: Floats, packs: int) -> Ints:
 
 
 def replicate(weight: Floats, slots: int) -> Ints:
-    """INT64 [slots] the expert of each copy: all once, then again the one with the heaviest copy."""
+    """INT64 [slots] the expert of each copy: all once, then again whose copies are heaviest."""
     copies = np.ones(len(weight), np.int64)
     again = np.empty(slots - len(weight), np.int64)
     for i in range(len(again)):

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import UserError
+from ..expert_traffic import Routing
 
 Ints = NDArray[np.int64]
 Scores = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutingLaw:
     """weights: [E], any scale; 0 for experts never chosen. groups, kept: 1 and 1 for no limit.
 
     shares: [E] the part of tokens that choose each expert, where it is known by other means than
@@ -64,6 +65,11 @@ class Routing:
         return len(self.weights)
 
     @property
+    def router(self) -> Routing:
+        """Its sizes without its law, as the exchange wants them."""
+        return Routing(self.experts, self.top_k, self.groups, self.kept)
+
+    @property
     def limited(self) -> bool:
         """Whether groups limit the choice."""
         return self.kept < self.groups
@@ -78,13 +84,13 @@ class Routing:
         return f"{self.name} routing, top {self.top_k} of {self.experts} experts{limit}"
 
 
-def uniform(experts: int, top_k: int, groups: int = 1, kept: int = 1) -> Routing:
+def uniform(experts: int, top_k: int, groups: int = 1, kept: int = 1) -> RoutingLaw:
     """All experts alike."""
-    return Routing("uniform", top_k, (1.0,) * experts, groups, kept)
+    return RoutingLaw("uniform", top_k, (1.0,) * experts, groups, kept)
 
 
 def zipf(experts: int, top_k: int, s: float, groups: int = 1, kept: int = 1,
-         seed: int | None = None) -> Routing:  # fmt: skip
+         seed: int | None = None) -> RoutingLaw:  # fmt: skip
     """Weights 1/rank^s; experts in the order of their popularity, or shuffled with `seed`.
 
     The weights are Zipf's, the loads are flatter: no token chooses the first expert twice.
@@ -92,10 +98,10 @@ def zipf(experts: int, top_k: int, s: float, groups: int = 1, kept: int = 1,
     weight = np.arange(1, experts + 1) ** -float(s)
     if seed is not None:
         weight = np.random.default_rng(seed).permutation(weight)
-    return Routing(f"zipf({s:g})", top_k, tuple(weight.tolist()), groups, kept)
+    return RoutingLaw(f"zipf({s:g})", top_k, tuple(weight.tolist()), groups, kept)
 
 
-def recorded(counts: ArrayLike, top_k: int, groups: int = 1, kept: int = 1) -> Routing:
+def recorded(counts: ArrayLike, top_k: int, groups: int = 1, kept: int = 1) -> RoutingLaw:
     """A histogram [E] of tokens by expert, as a server or a training run logs it.
 
     Loads are those of the histogram. It does not say which experts go together, so pairs follow
@@ -118,7 +124,9 @@ def recorded(counts: ArrayLike, top_k: int, groups: int = 1, kept: int = 1) -> R
             f"with top {top_k} it has at most {1 / top_k:.1%}, one choice of every token"
         )
     weight = fit_weights(share, top_k)
-    return Routing("recorded", top_k, tuple(weight.tolist()), groups, kept, tuple(share.tolist()))
+    return RoutingLaw(
+        "recorded", top_k, tuple(weight.tolist()), groups, kept, tuple(share.tolist())
+    )
 
 
 def gate(score_TE: Scores, top_k: int, groups: int = 1, kept: int = 1) -> Ints:
@@ -134,7 +142,7 @@ def gate(score_TE: Scores, top_k: int, groups: int = 1, kept: int = 1) -> Ints:
 
 
 @lru_cache(maxsize=16)
-def sample(routing: Routing, tokens: int, seed: int = 0) -> Ints:
+def sample(routing: RoutingLaw, tokens: int, seed: int = 0) -> Ints:
     """INT64 [T, k] experts of `tokens` tokens; the same seed gives the same tokens. Read-only.
 
     Gumbel noise is -log X with X exponential, so the sigmoid of log w - log X is w / (w + X).

@@ -1,0 +1,76 @@
+"""What the backward computes again instead of keeping: nothing, norms and heads, cheap ops, or layers."""
+
+import functools
+
+import torch
+from torch.utils import checkpoint as ckpt
+
+from .norm import RMSNorm
+
+_KEPT = (
+    "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "topk",
+)  # fmt: skip
+
+
+def _policy(gathered, ctx, op, *args, **kwargs):
+    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
+        arg for arg in args if isinstance(arg, str)
+    )
+    policies = ckpt.CheckpointPolicy
+    return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
+
+
+def _selective(layer, x_TD, step):
+    """Products, attention, collectives and routing keep their results, all else runs again.
+
+    Parameters that ZeRO gathers are no results to keep.
+    """
+    layout = layer.self_attn.layout
+    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
+    policy = functools.partial(_policy, gathered)
+    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
+    return ckpt.checkpoint(
+        layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
+def _full(layer, x_TD, step):
+    """Only the layer's input is kept."""
+    return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
+
+
+def _plain(layer, x_TD, step):
+    return layer(x_TD, step)
+
+
+# "latent": a layer's norms and MLA's up-projections run again, inside of the layer, by the two below.
+RECOMPUTES = {"none": _plain, "latent": _plain, "selective": _selective, "full": _full}
+
+
+class RecomputedNorm(RMSNorm):
+    """Keeps its input alone, and runs again in the backward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        return ckpt.checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def attention_again(attend, *args):
+    """`attend` from the latents, of which only attention's result is kept (arXiv 2412.19437, 3.2.3).
+
+    The latents are small; queries, keys and values of all heads are not.
+    """
+    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
+    return ckpt.checkpoint(
+        attend, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
+def _attention_kept(ctx, op, *args, **kwargs):
+    policies = ckpt.CheckpointPolicy
+    fused = op.__name__.startswith("_scaled_dot_product")
+    return policies.MUST_SAVE if fused else policies.PREFER_RECOMPUTE
