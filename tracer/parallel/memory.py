@@ -108,10 +108,7 @@ def rank_memory(
         raise UserError(f"gradients={gradients!r}: choose parameter or fp32")
     headroom = headroom or Headroom()
     trace = ledger.trace
-    roles = {"weights": 0, "kv": 0}
-    for storage in trace.storages:
-        if storage.role in roles and storage.born < 0:
-            roles[storage.role] += storage.nbytes
+    weights = sum(s.nbytes for s in trace.storages if s.role == "weights" and s.born < 0)
     live = timeline(trace, ledger.materialised).by_role
     moving = [a + t for a, t in zip(live["activations"], live["temporary"], strict=True)]
     saved = grads = state = shared = 0
@@ -127,8 +124,8 @@ def rank_memory(
     # While one micro-batch runs, the others in flight hold what they saved.
     working = max(max(moving[: end + 1]) - saved, max(moving[end:]) - held, 0)
     return RankMemory(
-        weights=roles["weights"], gradients=grads, optimizer=state, activations=held,
-        working=working, kv=roles["kv"], buffers=headroom.buffers,
+        weights=weights, gradients=grads, optimizer=state, activations=held,
+        working=working, kv=max(live["kv"], default=0), buffers=headroom.buffers,
         reserve=round(headroom.reserve * capacity), capacity=int(capacity), shared=shared,
     )  # fmt: skip
 

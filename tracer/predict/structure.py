@@ -185,12 +185,14 @@ class Structure:
     def _block(self, kind: str, cut: Plan) -> Block:
         return _measured(
             self.program, self.workload, cut, kind, self.network, self.kernels, self.exchange,
-            self.skew, tuple(sorted(self.groups().items())),
+            self.skew, self._groups(),
         )  # fmt: skip
 
-    def groups(self) -> dict[str, Group]:
-        """The plan's groups on the cluster, by axis."""
-        return groups_on(self.plan, self.network)
+    def _groups(self) -> tuple[tuple[str, Group], ...]:
+        """The groups that a micro-batch's messages go through, on the cluster."""
+        groups = groups_on(self.plan, self.network)
+        inside = ("tp", "cp", "ep") if self.plan.zero < 2 else tuple(groups)
+        return tuple((axis, groups[axis]) for axis in inside)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,7 +26,16 @@ from ..parallel.groups import Group, strided
 from ..parallel.memory import Headroom
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
-from ..parallel.schedules import Durations, Held, PipelineStep, Schedule, build, price
+from ..parallel.schedules import (
+    Durations,
+    Held,
+    PipelineStep,
+    Schedule,
+    Timeline,
+    build,
+    price,
+    simulate,
+)
 from .imbalance import expert_skew
 from .money import Money
 from .passes import COMPUTE, Chain
@@ -86,6 +95,7 @@ class Assumptions:
         imbalance: rows of the busiest expert-parallel rank over the mean; None takes what chance
             makes of even routing (`parallel.experts`).
         gradients: type in which gradients are kept and summed: "parameter" or "fp32".
+        capacity: bytes of a GPU where it is not the datasheet's (an "80 GB" H100 reports 81,559 MiB).
         kept: activations for the backward: "trace", as the traced program has them, or "fp8", as
             DeepSeek-V3 was trained (see `kept`).
     """
@@ -97,6 +107,7 @@ class Assumptions:
     imbalance: float | None = None
     gradients: str = "parameter"
     kept: str = "trace"
+    capacity: float | None = None
 
     def __post_init__(self) -> None:
         if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
@@ -184,6 +195,7 @@ class TrainingStep:
     notes: tuple[str, ...] = ()
     reason: str = ""
     stages: tuple[dict[str, float], ...] = ()
+    durations: Durations | None = None
 
     @property
     def feasible(self) -> bool:
@@ -321,8 +333,17 @@ def predict_training(
             f"does not fit: {memory.total / 1e9:,.1f} GB ({memory}) and a reserve of "
             f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:g} GB"
         ),
-        timed.stage_rows(),
+        timed.stage_rows(), timed.durations,
     )  # fmt: skip
+
+
+def timeline_of(step: TrainingStep) -> Timeline:
+    """When every slot of the step's pipeline runs."""
+    assert step.durations is not None
+    plan = step.plan
+    free = plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
+    schedule = build(plan.schedule, plan.pp, plan.micro_batches, free)
+    return simulate(schedule, step.durations)
 
 
 class _Timed:
@@ -469,7 +490,7 @@ class _Timed:
     def memory(self) -> GpuMemory:
         """Of the fullest rank."""
         found = []
-        capacity = float(self.network.cluster.chip.memory_capacity)
+        capacity = self.assume.capacity or float(self.network.cluster.chip.memory_capacity)
         item = 4.0 if self.assume.gradients == "fp32" else 2.0
         for rank, stages in enumerate(self.schedule.stages_of_rank):
             mine = [self.blocks[s] for s in stages]
