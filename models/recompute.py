@@ -1,4 +1,4 @@
-"""What the backward computes again instead of keeping: nothing, norms and heads, cheap ops, or layers."""
+"""What the backward computes again: nothing, norms and heads, cheap ops, or whole layers."""
 
 import functools
 
@@ -46,7 +46,7 @@ def _plain(layer, x_TD, step):
     return layer(x_TD, step)
 
 
-# "latent": a layer's norms and MLA's up-projections run again, inside of the layer, by the two below.
+# "latent": norms and MLA's up-projections run again, inside of the layer, by the two below.
 RECOMPUTES = {"none": _plain, "latent": _plain, "selective": _selective, "full": _full}
 
 
@@ -60,9 +60,9 @@ class RecomputedNorm(RMSNorm):
 
 
 def attention_again(attend, *args):
-    """`attend` from the latents, of which only attention's result is kept (arXiv 2412.19437, 3.2.3).
+    """`attend` from the latents, of which only attention's result is kept.
 
-    The latents are small; queries, keys and values of all heads are not.
+    The latents are small; queries, keys and values of all heads are not (arXiv 2412.19437, 3.2.3).
     """
     contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
     return ckpt.checkpoint(

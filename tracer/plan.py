@@ -156,9 +156,7 @@ def plan_of(options: argparse.Namespace) -> Any:
     dp = options.dp
     if options.gpus is not None:
         if options.gpus % other:
-            raise UserError(
-                f"--gpus {options.gpus} does not divide by tp * cp * pp = {other}"
-            )
+            raise UserError(f"--gpus {options.gpus} does not divide by tp * cp * pp = {other}")
         if dp is not None and dp * other != options.gpus:
             raise UserError(
                 f"--gpus {options.gpus} is not tp * cp * pp * dp = {other} * {dp} = {other * dp}"
@@ -166,10 +164,15 @@ def plan_of(options: argparse.Namespace) -> Any:
         dp = options.gpus // other
     training = options.phase == "training"
     plan = Plan(
-        **axes, dp=dp or 1, micro_batch=options.micro_batch, chunks=options.chunks,
+        **axes,
+        dp=dp or 1,
+        micro_batch=options.micro_batch,
+        chunks=options.chunks,
         zero=(1 if options.zero is None else options.zero) if training else 0,
-        schedule=options.schedule or "1f1b", recompute=options.recompute,
-        moments=options.moments, redundant_experts=options.redundant,
+        schedule=options.schedule or "1f1b",
+        recompute=options.recompute,
+        moments=options.moments,
+        redundant_experts=options.redundant,
         attention_dp=options.attention_dp,
         sequence_parallel=axes["tp"] > 1 and not options.attention_dp,
     )
@@ -198,8 +201,11 @@ def assumptions(options: argparse.Namespace) -> Any:
     from .predict.training import Assumptions
 
     return Assumptions(
-        kernels=_kernels(options), headroom=Headroom(options.reserve),
-        imbalance=options.imbalance, gradients=options.gradients, kept=options.kept,
+        kernels=_kernels(options),
+        headroom=Headroom(options.reserve),
+        imbalance=options.imbalance,
+        gradients=options.gradients,
+        kept=options.kept,
         capacity=options.capacity,
     )
 
@@ -236,19 +242,33 @@ def price_plan(options: argparse.Namespace) -> TrainingStep | ServingStep:
         from .predict.training import predict_training
 
         return predict_training(
-            program, plan, cluster, seq=options.seq, assume=assumptions(options),
+            program,
+            plan,
+            cluster,
+            seq=options.seq,
+            assume=assumptions(options),
             money=_money(options, cluster),
         )
     from .parallel.memory import Headroom
     from .predict.serving import Serving, predict_serving
 
     assume = Serving(
-        _kernels(options), Headroom(options.reserve), 2 if options.overlap else 1,
-        imbalance=options.imbalance, weights=options.weights,
+        _kernels(options),
+        Headroom(options.reserve),
+        2 if options.overlap else 1,
+        imbalance=options.imbalance,
+        weights=options.weights,
     )
     return predict_serving(
-        program, plan, cluster, options.phase, batch=options.batch, seq=options.seq,
-        context=options.context or options.seq, assume=assume, solve=True,
+        program,
+        plan,
+        cluster,
+        options.phase,
+        batch=options.batch,
+        seq=options.seq,
+        context=options.context or options.seq,
+        assume=assume,
+        solve=True,
     )
 
 
@@ -266,18 +286,26 @@ def _search(options: argparse.Namespace) -> None:
     cluster = load_cluster(options.cluster)
     if options.gpus > cluster.largest:
         raise UserError(
-            f"--gpus {options.gpus:,}: {cluster.name} ({cluster.id}) goes up to "
-            f"{cluster.largest:,}"
+            f"--gpus {options.gpus:,}: {cluster.name} ({cluster.id}) goes up to {cluster.largest:,}"
         )
     like = Plan(
-        micro_batch=options.micro_batch, zero=1 if options.zero is None else options.zero,
-        recompute=options.recompute, moments=options.moments,
+        micro_batch=options.micro_batch,
+        zero=1 if options.zero is None else options.zero,
+        recompute=options.recompute,
+        moments=options.moments,
     )
     program = load_program(options.hf_config, dtype=options.dtype)
     most = {a: getattr(options, a) for a in ("tp", "cp", "pp", "ep") if getattr(options, a)}
     found = search(
-        program, options.gpus, cluster, global_batch=options.global_batch, seq=options.seq,
-        like=like, assume=assumptions(options), money=_money(options, cluster), most=most,
+        program,
+        options.gpus,
+        cluster,
+        global_batch=options.global_batch,
+        seq=options.seq,
+        like=like,
+        assume=assumptions(options),
+        money=_money(options, cluster),
+        most=most,
         schedules=(options.schedule,) if options.schedule else tuple(SCHEDULES),
     )
     if options.csv is not None:

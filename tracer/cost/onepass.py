@@ -122,7 +122,7 @@ def _cast(
     results = [
         ops[i].outputs[0]
         for i in members
-        if ops[i].outputs and not set(readers.get(i, ())) <= inside or not readers.get(i)
+        if (ops[i].outputs and not set(readers.get(i, ())) <= inside) or not readers.get(i)
     ]
     times = ops[members[-1]].times
     vector = sum(parts[i].cost.vector_flops for i in members)

@@ -131,7 +131,7 @@ def rank_memory(
 
 
 def _from_weights(ledger: Ledger, turn: int) -> int:
-    """Bytes alive at op `turn` that were made of weights alone: every micro-batch makes the same."""
+    """Bytes alive at op `turn` that were made of weights alone, the same in every micro-batch."""
     trace = ledger.trace
     same = {
         s for s, record in enumerate(trace.storages)
@@ -145,11 +145,11 @@ def _from_weights(ledger: Ledger, turn: int) -> int:
             made |= outputs
         else:
             made -= outputs
-    return sum(
-        trace.storages[s].nbytes
-        for s in made & ledger.materialised
-        if trace.storages[s].died is None or trace.storages[s].died > turn
-    )
+    total = 0
+    for storage in (trace.storages[s] for s in made & ledger.materialised):
+        if storage.died is None or storage.died > turn:
+            total += storage.nbytes
+    return total
 
 
 def _first(trace: Trace, *phases: str) -> int:

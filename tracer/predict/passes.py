@@ -59,6 +59,7 @@ class Passes:
         hop, hop_back: bytes that a stage sends on to the next one, and back.
         cost: of the micro-batch, forward and backward.
         reduced: bytes of gradients that are summed over each axis ("dp", "edp", "stage").
+        optimizer: seconds of the optimizer's kernels, as traced.
         launches: kernels.
     """
 
@@ -69,14 +70,13 @@ class Passes:
     hop_back: float = 0.0
     cost: Cost = field(default_factory=Cost)
     reduced: Mapping[str, float] = field(default_factory=dict)
+    optimizer: float = 0.0
     launches: int = 0
 
     def seconds(self, direction: str, *, weight: bool | None = None) -> float:
         """Compute seconds of a direction: all, those of weight gradients, or all others."""
         chain = self.forward if direction == FORWARD else self.backward
-        return sum(
-            s.seconds for s in chain if s.axis == COMPUTE and weight in (None, s.weight)
-        )
+        return sum(s.seconds for s in chain if s.axis == COMPUTE and weight in (None, s.weight))
 
     def messages(self, direction: str) -> dict[str, float]:
         """Seconds of messages of a direction by axis."""
@@ -101,6 +101,7 @@ def joined(parts: Sequence[Passes]) -> Passes:
         max((p.hop_back for p in parts), default=0.0),
         Cost.sum(p.cost for p in parts),
         reduced,
+        sum(p.optimizer for p in parts),
         sum(p.launches for p in parts),
     )
 
@@ -131,7 +132,8 @@ def beyond(whole: Passes, part: Passes) -> Passes:
     return Passes(
         more(whole.forward, part.forward), more(whole.backward, part.backward),
         max(whole.once - part.once, 0.0), 0.0, 0.0,
-        whole.cost + negative * part.cost, reduced, max(whole.launches - part.launches, 0),
+        whole.cost + negative * part.cost, reduced,
+        max(whole.optimizer - part.optimizer, 0.0), max(whole.launches - part.launches, 0),
     )  # fmt: skip
 
 
@@ -188,9 +190,7 @@ _COLLECTIVES = {
 }  # fmt: skip
 
 
-def passes_of(
-    ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0
-) -> Passes:
+def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
     """The passes of the program that `ledger` prices.
 
     Args:
@@ -212,7 +212,7 @@ def passes_of(
     chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
     hops = {FORWARD: 0.0, BACKWARD: 0.0}
     reduced: dict[str, float] = {}
-    once, before, launches = 0.0, "", 0
+    once, optimizer, before, launches = 0.0, 0.0, "", 0
     for kernel in ledger.kernels:
         direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
         if kernel.kind == COLLECTIVE:
@@ -232,6 +232,7 @@ def passes_of(
             before = dtype
             continue
         if direction == OPTIMIZER:
+            optimizer += alone[id(kernel)].total
             continue
         launches += kernel.launches
         factor = attention if kernel.kind == ATTENTION else 1.0
@@ -244,12 +245,10 @@ def passes_of(
         chains[direction].append(
             (Segment(COMPUTE, seconds, max(slowed, seconds), weight=makes), kernel.launches)
         )
-    cost = Cost.sum(
-        _scaled(k, attention) for k in ledger.kernels if k.phase != OPTIMIZER
-    )
+    cost = Cost.sum(_scaled(k, attention) for k in ledger.kernels if k.phase != OPTIMIZER)
     return Passes(
         _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, hops[FORWARD],
-        hops[BACKWARD], cost, reduced, launches,
+        hops[BACKWARD], cost, reduced, optimizer, launches,
     )  # fmt: skip
 
 
@@ -268,9 +267,7 @@ def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
     """Layers that were folded one after the other again, and neighbours on one stream together."""
     found: list[Segment] = []
     for times, run in itertools.groupby(chain, key=lambda item: item[1]):
-        once = [
-            s._replace(seconds=s.seconds / times, slowed=s.slowed / times) for s, _ in run
-        ]
+        once = [s._replace(seconds=s.seconds / times, slowed=s.slowed / times) for s, _ in run]
         for s in itertools.chain.from_iterable(itertools.repeat(once, times)):
             last = found[-1] if found else None
             if last is not None and last.axis == s.axis and last.weight == s.weight:
@@ -285,13 +282,12 @@ def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
 
 def weight_gradients(ledger: Ledger) -> set[int]:
     """Ops of the backward that serve gradients of weights alone: the products that write them, and
-    whatever only these read (operands turned round and rounded again)."""
+    whatever only these read (operands turned round and rounded again).
+    """
     trace = ledger.trace
     priced = {p.op: k for k in ledger.kernels for p in k.parts}
     flow = Dataflow(trace.ops)
-    gradients = {
-        s for s, record in enumerate(trace.storages) if record.role == "gradients"
-    }
+    gradients = {s for s, record in enumerate(trace.storages) if record.role == "gradients"}
     found: set[int] = set()
     readers: dict[int, list[int]] = {}
     for index, op in enumerate(trace.ops):
@@ -309,4 +305,3 @@ def weight_gradients(ledger: Ledger) -> set[int]:
         if writes <= gradients or (served and kernel.kind in (*FUSIBLE, REDUCTION)):
             found.add(index)
     return found
-

@@ -17,7 +17,6 @@ from .passes import Links, Passes, Segment, passes_of
 from .structure import Block, Kernels, Structure, groups_on, measure
 
 if TYPE_CHECKING:
-    from ..capture.huggingface.program import HuggingFaceProgram
     from ..capture.program import Program
 
 
@@ -30,8 +29,8 @@ class Stages(Protocol):
     def blocks(self) -> list[Block]:
         """One a stage."""
 
-    def flops(self, blocks: list[Block]) -> tuple[float, float, str]:
-        """Published FLOPs of a step: causal pairs, all S^2 pairs; their main precision."""
+    def flops(self) -> tuple[float, float]:
+        """Published FLOPs of a step: causal pairs, all S^2 pairs."""
 
     def notes(self) -> list[str]:
         """A line each."""
@@ -50,11 +49,14 @@ def stages_of(
     from ..capture.workload import Workload
 
     work = Workload(phase, plan.micro_batch, seq, context)
-    if isinstance(program, ReferenceProgram):
+    alone = plan.world == 1 and plan.recompute == "none" and kept == "trace"
+    if isinstance(program, ReferenceProgram) and not alone:
         if weights is not None:
             raise UserError(f"{program.name}: give --dtype fp8, which it has of its own")
         return ReferenceStages(
-            Structure(program, work, plan, network, kernels, exchange=exchange, skew=skew, kept=kept)
+            Structure(
+                program, work, plan, network, kernels, exchange=exchange, skew=skew, kept=kept
+            )
         )
     if kept != "trace":
         raise UserError(f"{program.name}: kept={kept} is known for reference models")
@@ -85,11 +87,11 @@ class ReferenceStages:
                 found[stage] = block
         return [found[stage] for stage in range(self.structure.plan.stages)]
 
-    def flops(self, blocks: list[Block]) -> tuple[float, float, str]:
+    def flops(self) -> tuple[float, float]:
         s = self.structure
         each = model_flops(s.program, s.workload.phase, s.workload.seq, s.workload.context)
         batch = s.plan.global_batch
-        return each[0] * batch, each[1] * batch, "bf16"
+        return each[0] * batch, each[1] * batch
 
     def notes(self) -> list[str]:
         notes = ["stages as sums of layers that were traced one by one"]
@@ -168,7 +170,9 @@ class WholeStages:
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
-        heads = max(getattr(config, "num_key_value_heads", config.num_attention_heads) // plan.tp, 1)
+        heads = max(
+            getattr(config, "num_key_value_heads", config.num_attention_heads) // plan.tp, 1
+        )
         nbytes = 2.0 * 2 * heads * width * self.work.seq * self.work.batch
         layers = config.num_hidden_layers
         one = self.network.all_gather(nbytes, group)
@@ -179,10 +183,10 @@ class WholeStages:
         chain = (backward, *passes.backward) if passes.backward else ()
         return replace(passes, forward=(forward, *passes.forward), backward=chain)
 
-    def flops(self, blocks: list[Block]) -> tuple[float, float, str]:
+    def flops(self) -> tuple[float, float]:
         each = model_flops(self.program, self.work.phase, self.work.seq, self.work.context)
         batch = self.plan.global_batch
-        return each[0] * batch, each[1] * batch, "bf16"
+        return each[0] * batch, each[1] * batch
 
     def notes(self) -> list[str]:
         notes = []
@@ -200,7 +204,7 @@ class WholeStages:
 
 
 @functools.lru_cache(maxsize=16)
-def _whole(program: Program, work: Any, tp: int, kernels: Kernels) -> Ledger:
+def _whole(program: Any, work: Any, tp: int, kernels: Kernels) -> Ledger:
     from ..capture.workload import record
 
     if tp == 1:
@@ -209,13 +213,12 @@ def _whole(program: Program, work: Any, tp: int, kernels: Kernels) -> Ledger:
         from ..capture.huggingface.sharded import record_rank
     except ImportError:
         raise UserError(f"{program.name}: TP is traced for the reference models only") from None
-    hf: HuggingFaceProgram = program  # type: ignore[assignment]
-    return kernels.ledger(record_rank(hf, work, Plan(tp=tp, micro_batch=work.batch)))
+    return kernels.ledger(record_rank(program, work, Plan(tp=tp, micro_batch=work.batch)))
 
 
 @functools.lru_cache(maxsize=64)
-def model_flops(program: Program, phase: str, seq: int, context: int) -> tuple[float, float]:
-    """Published FLOPs of one sequence, forward and backward in training: causal pairs, all pairs."""
+def model_flops(program: Any, phase: str, seq: int, context: int) -> tuple[float, float]:
+    """Published FLOPs of one sequence, all passes: causal pairs, all pairs."""
     from ..capture.workload import Workload, record
 
     trace = record(program, Workload(phase, 1, seq, context))

@@ -8,7 +8,7 @@ prefill, a prefill between decode steps, prefix caches, speculative decoding, sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
@@ -20,9 +20,9 @@ from ..parallel.memory import Headroom, RankMemory, largest
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
 from .imbalance import expert_skew
+from .pipeline import GpuMemory, two_streams
 from .program import stages_of
 from .structure import Block, Kernels
-from .training import GpuMemory, _two_streams
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -45,8 +45,8 @@ class Serving:
         weights: "fp8" serves a transformers model with FP8 linears.
     """
 
-    kernels: Kernels = Kernels()
-    headroom: Headroom = Headroom()
+    kernels: Kernels = field(default_factory=Kernels)
+    headroom: Headroom = field(default_factory=Headroom)
     micro_batches: int = 1
     exchange: str | None = None
     imbalance: float | None = None
@@ -68,7 +68,7 @@ class ServingStep:
     """One prefill of a batch, or one token of every sequence.
 
     Attributes:
-        seconds: of the step, all pipeline stages: TTFT of a prefill without a queue, TPOT of decode.
+        seconds: of the step, all pipeline stages: TTFT without a queue, or TPOT.
         interval: seconds between two steps of the instance: of its slowest stage.
         compute, communication: of one data rank, all stages, alone.
         exposed: communication that nothing hides.
@@ -135,7 +135,7 @@ class ServingStep:
             "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu if runs else None,
             "ep_limit_s": self.ep_limit, "largest_batch": self.largest_batch,
             "kv_bytes": self.kv, "expert_skew": self.skew,
-            "memory": {**vars(self.memory), "total": self.memory.total},
+            "memory": {**asdict(self.memory), "total": self.memory.total},
             "notes": list(self.notes),
         }  # fmt: skip
 
@@ -153,7 +153,8 @@ def predict_serving(
         phase: "prefill" (`batch` prompts of `seq` tokens a data rank) or "decode" (one token of
             each of `batch` sequences a data rank, `context` keys).
         batch: sequences of a data rank.
-        seq, context: see `phase`.
+        seq: of a prompt.
+        context: keys of a decoded token, its own included.
         assume: what the price rests on.
         solve: also look for the largest batch that fits.
 
@@ -241,7 +242,7 @@ def _span(block: Block, assume: Serving) -> tuple[float, float, float, float]:
     passes = block.passes
     host = assume.kernels.timing.host * passes.launches * assume.micro_batches
     if assume.micro_batches == 2:
-        both = _two_streams(passes.forward, passes.forward)
+        both = two_streams(passes.forward, passes.forward)
         return max(both.total, host), both.exposed, both.compute, host
     messages = sum(passes.messages(FORWARD).values())
     compute = passes.seconds(FORWARD)

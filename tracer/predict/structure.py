@@ -227,7 +227,8 @@ def _cut(plan: Plan, ep: int) -> Plan:
             dp += 1
     return replace(
         plan, ep=ep, dp=dp, pp=1, chunks=1, schedule="1f1b", moments="fp32",
-        micro_batches=min(plan.micro_batches, 2), zero=plan.zero if plan.zero >= 2 else min(dp, 2) - 1,
+        micro_batches=min(plan.micro_batches, 2),
+        zero=plan.zero if plan.zero >= 2 else min(dp, 2) - 1,
         redundant_experts=plan.redundant_experts if ep > 1 else 0,
     )  # fmt: skip
 

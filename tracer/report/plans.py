@@ -42,6 +42,7 @@ def _training(step: TrainingStep) -> list[str]:
     if not step.feasible:
         return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step)])]
     b = step.breakdown
+    assert b is not None
     share = [("compute", b.compute), ("exposed communication", b.communication),
              ("pipeline bubble", b.bubble), ("optimizer", b.optimizer)]  # fmt: skip
     rows.append(("step", f"{text.seconds(step.seconds)} for {step.tokens:,} tokens"))
@@ -66,7 +67,12 @@ def _training(step: TrainingStep) -> list[str]:
     if hours is not None:
         cost = step.money.dollars(step.tokens_per_s, step.plan.world)
         dollars = "" if cost is None else f", {cost:,.0f} USD at {step.money.price:g} an hour"
-        rows.append((f"{text.si(step.money.tokens or 0).strip()} tokens", f"{hours:,.0f} GPU hours{dollars}"))
+        rows.append(
+            (
+                f"{text.si(step.money.tokens or 0).strip()} tokens",
+                f"{hours:,.0f} GPU hours{dollars}",
+            )
+        )
     rows.append(_memory(step))
     rows.append(("  of it", str(step.memory)))
     return [*_head(step), _table(rows)]
@@ -80,9 +86,16 @@ def _serving(step: ServingStep) -> list[str]:
     name = "TPOT" if decode else "TTFT, no queue"
     keys = f"{step.context:,} keys" if decode else f"{step.seq:,} tokens"
     rows = [
-        (name, f"{text.seconds(step.seconds)}, {text.plural(step.batch, 'sequence')} of {keys} a data rank"),
+        (
+            name,
+            f"{text.seconds(step.seconds)}, {text.plural(step.batch, 'sequence')} of {keys} "
+            "a data rank",
+        ),
         ("  compute", text.seconds(step.compute)),
-        ("  communication", f"{text.seconds(step.communication)}, {text.seconds(step.exposed)} exposed"),
+        (
+            "  communication",
+            f"{text.seconds(step.communication)}, {text.seconds(step.exposed)} exposed",
+        ),
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s_per_gpu:,.0f} a GPU"),
     ]
     if step.host:

@@ -7,16 +7,18 @@ layer is traced once a structure (`predict.structure`), so that most plans cost 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
 
 from ..errors import UserError
 from ..parallel.plan import Plan
+from ..parallel.ranks import sizes_of
 from ..parallel.schedules import SCHEDULES
 from ..predict.money import Money
 from ..predict.training import Assumptions, TrainingStep, predict_training
@@ -69,7 +71,14 @@ def candidates(gpus: int, experts: int, like: Plan, schedules: tuple[str, ...],
                     continue
                 for schedule in schedules if pp > 1 else ("1f1b",):
                     yield replace(
-                        like, tp=tp, cp=cp, pp=pp, dp=dp, ep=ep, schedule=schedule, chunks=1,
+                        like,
+                        tp=tp,
+                        cp=cp,
+                        pp=pp,
+                        dp=dp,
+                        ep=ep,
+                        schedule=schedule,
+                        chunks=1,
                         sequence_parallel=tp > 1,
                     )
 
@@ -98,18 +107,17 @@ def search(
     """
     assume, like = assume or Assumptions(), like or Plan()
     bounds = {"tp": 8, "cp": 1, "pp": 64, "ep": 1 << 20} | (most or {})
-    sizes = _sizes(program)
+    sizes = sizes_of(program)  # type: ignore[arg-type]
     ranked: list[TrainingStep] = []
     dropped: list[Dropped] = []
-    for plan in candidates(gpus, sizes.experts, like, schedules, bounds):
-        each = plan.data_ranks * plan.micro_batch
+    for split in candidates(gpus, sizes.experts, like, schedules, bounds):
+        each = split.data_ranks * split.micro_batch
         if global_batch % each:
-            dropped.append(Dropped(plan, "batch does not divide",
-                                   f"{global_batch} sequences do not divide by {each}"))  # fmt: skip
+            why = f"{global_batch} sequences do not divide by {each}"
+            dropped.append(Dropped(split, "batch does not divide", why))
             continue
-        plan = replace(plan, micro_batches=global_batch // each)
-        if plan.schedule in ("interleaved_1f1b", "zbv", "dualpipev"):
-            plan = replace(plan, chunks=2)
+        chunks = 2 if split.schedule in ("interleaved_1f1b", "zbv", "dualpipev") else 1
+        plan = replace(split, micro_batches=global_batch // each, chunks=chunks)
         reasons = plan.illegal(sizes, training=True)
         if reasons:
             dropped.append(Dropped(plan, "cannot cut the model", "; ".join(reasons)))
@@ -135,12 +143,6 @@ def search(
     return Found(tuple(ranked), tuple(dropped))
 
 
-def _sizes(program: Program):  # type: ignore[no-untyped-def]
-    from ..parallel.ranks import sizes_of
-
-    return sizes_of(program)  # type: ignore[arg-type]
-
-
 def _too_big(
     program: Program, plan: Plan, cluster: Cluster | str, seq: int, assume: Assumptions
 ) -> str | None:
@@ -149,12 +151,12 @@ def _too_big(
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
     capacity = assume.capacity or float(found.chip.memory_capacity)
-    count = parameters_of(program)
+    experts, others = parameters_of(program)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
-    spread = max(plan.tp * (plan.ep if plan.ep > 1 else 1), 1)
     item = 4.0 if assume.gradients == "fp32" else 2.0
-    # All parameters as if experts were all of them: less than any rank really holds.
-    held = copies * (2.0 + (item if plan.zero < 2 else 0.0)) * count / (plan.pp * spread)
+    # The mean over stages, TP as if it cut everything: less than the fullest rank really holds.
+    cut = experts / (plan.ep if plan.ep > 1 else plan.tp) + others / plan.tp
+    held = copies * (2.0 + (item if plan.zero < 2 else 0.0)) * cut / plan.pp
     if plan.zero == 3:
         held = 0.0
     if held > capacity:
@@ -165,7 +167,13 @@ def _too_big(
     return None
 
 
-def parameters_of(program: Program) -> int:
-    """Parameters of a model, from its modules on the meta device."""
-    module = program.module("training", "meta")
-    return sum(p.numel() for p in module.parameters())
+@functools.lru_cache(maxsize=16)
+def parameters_of(program: Any) -> tuple[int, int]:
+    """Parameters of routed experts and all others, from a model's modules on the meta device."""
+    experts = others = 0
+    for name, parameter in program.module("training", "meta").named_parameters():
+        if ".experts." in name:
+            experts += parameter.numel()
+        else:
+            others += parameter.numel()
+    return experts, others
