@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
         help="counting: weight_residency, activation_fusion, causal, routing; seconds: model "
         "(kernels|roofline), launch, matmul_efficiency, memory_efficiency, fp32_matmul, host, "
         "clock, reserved_sms, attention (best|portable); printed when used")  # fmt: skip
-    add("--out", metavar="DIR", help="write report.md, report.json, ops.csv and rooflines there")
+    add(
+        "--out",
+        metavar="DIR",
+        help="write the report there: report.html, .md, .json, tables, figures",
+    )
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--strict", action="store_true", help="an op without a formula is an error")
     add("--full", action="store_true", help="trace every layer, not a few of each kind")
@@ -116,8 +120,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
     study = answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
     if out is not None:
-        for path in files.write(study, out):
-            print(f"wrote {path}", file=sys.stderr)
+        for line in files.summary(files.write(study, out), out):
+            print(f"wrote {line}", file=sys.stderr)
 
 
 def answer(options: argparse.Namespace, command: str) -> Study:
@@ -138,7 +142,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     from .cost import Conventions, price
     from .machine import Timing
     from .predict import predict, take_inventory
-    from .report.summary import Study
+    from .report.summary import Study, plain_config
 
     conventions, timing = assumptions_of(options.assume, Conventions, Timing)
     fold = not options.full
@@ -174,6 +178,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     return Study(
         program.name, program.source, program.dtype, inventory, chips, tuple(steps), conventions,
         timing, _versions(), command, tuple(dict.fromkeys(notes)),
+        plain_config(getattr(program, "config", None)),
     )  # fmt: skip
 
 

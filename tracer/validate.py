@@ -23,6 +23,8 @@ from .machine.eager import EagerScore, score_eager
 from .machine.families import predict, roofline
 from .machine.fit import SIZE_CLASSES
 from .machine.measured import Array, MeasuredError, Rows, open_table, read_folder
+from .report import accuracy
+from .report.records import AccuracyRow
 
 REPOSITORY = Path(__file__).parent.parent
 BUNDLED = REPOSITORY / "hardware" / "measured"
@@ -65,6 +67,11 @@ class Line(NamedTuple):
     single: Score  # roofline at one efficiency, chosen to fit these rows best
     inside: float  # share of rows within the model's own P10-P90 of one kernel
 
+    @property
+    def constants(self) -> str:
+        """Whose constants they are, and whether any row is new to them."""
+        return self.status if self.unseen else f"{self.status}, all rows fitted"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -79,17 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--out", type=Path, metavar="FILE", help=f"the page to write ({PAGE})")
     try:
         options = p.parse_args(argv)
-        text = validate([*options.data, *([BUNDLED] if BUNDLED.is_dir() else [])])
+        text, rows = validate([*options.data, *([BUNDLED] if BUNDLED.is_dir() else [])])
         if text is None:
             print("nothing to validate: give a folder of measured CSV files with --data")
             return 0
         print(text)
-        default = REPOSITORY / PAGE if (REPOSITORY / "pyproject.toml").is_file() else None
-        page = options.out or default
+        home = (REPOSITORY / "pyproject.toml").is_file() and options.out is None
+        page = REPOSITORY / PAGE if home else options.out
         if page is not None:
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(_PREAMBLE + text + "\n")
             print(f"wrote {page}", file=sys.stderr)
+        if home:  # the reports that others make show it too
+            accuracy.FILE.write_text(accuracy.accuracy_csv(rows))
+            print(f"wrote {accuracy.FILE}", file=sys.stderr)
     except UserError as error:
         print(f"tracer.validate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -99,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def validate(folders: Sequence[Path]) -> str | None:
-    """The tables as Markdown, or None where no folder has a measured row.
+def validate(folders: Sequence[Path]) -> tuple[str | None, list[AccuracyRow]]:
+    """The tables as Markdown, None where no folder has a measured row, and their main columns.
 
     Raises:
         UserError: a file that cannot be read or believed.
@@ -114,12 +124,18 @@ def validate(folders: Sequence[Path]) -> str | None:
                 eager.append(score_eager(path.stem, list(eager_rows(table))))
     lines = [line for item in rows for line in [score(item)] if line is not None]
     if not lines and not eager:
-        return None
+        return None, []
     order = list(dict.fromkeys(line.family for line in lines))
     lines.sort(key=lambda line: (order.index(line.family), line.chip))
     parts = [as_markdown(lines)] if lines else []
     parts += [item.as_markdown() for item in eager]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts), [_accuracy(line) for line in lines]
+
+
+def _accuracy(line: Line) -> AccuracyRow:
+    scores = (line.score.mape, line.score.bias, line.plain.mape, line.single.mape)
+    percent = (value * 100 for value in scores)
+    return AccuracyRow(line.family, line.chip, line.constants, line.score.rows, *percent)
 
 
 def score(rows: Rows) -> Line | None:
@@ -202,9 +218,8 @@ def as_markdown(lines: Sequence[Line]) -> str:
         s = line.score
         by_class = [f"{c.mape * 100:.1f}" if c else "-" for c in line.classes]
         long = line.classes[-1]
-        status = line.status if line.unseen else f"{line.status}, all rows fitted"
         rows.append((
-            line.family, line.chip, status, f"{s.rows:,}", f"{s.mape * 100:.1f}",
+            line.family, line.chip, line.constants, f"{s.rows:,}", f"{s.mape * 100:.1f}",
             f"{s.median * 100:.1f}", f"{s.p90 * 100:.1f}", f"{s.bias * 100:+.1f}", *by_class,
             f"{long.bias * 100:+.1f}" if long else "-", f"{line.plain.mape * 100:.1f}",
             f"{line.single.mape * 100:.1f}", f"{line.inside * 100:.0f}",

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import command_line
 import pytest
@@ -131,26 +132,42 @@ def written(config, tmp_path_factory):
         "--out", out, "--json",
     )  # fmt: skip
     assert code == 0
-    assert len(re.findall("^wrote ", err, re.M)) == len(list(out.iterdir()))
+    # A line a file, and one for each folder of many.
+    wrote = re.findall(r"^wrote (\S+?)/?(?: \((\d+) files\))?$", err, re.M)
+    assert {path for path, _ in wrote} == {str(path) for path in out.iterdir()}
+    for path, count in wrote:
+        assert not count or len(list(Path(path).iterdir())) == int(count)
     return out, parse(text)
 
 
 def test_files_of_out(written):
     out, found = written
-    names = {path.name for path in out.iterdir()}
-    assert {"report.md", "report.json", "ops.csv"} <= names
-    pictures = [name for name in names if name.endswith(".png")]
-    assert len(pictures) == 2
-    for name in pictures:
-        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n")
-    assert parse((out / "report.json").read_text()) == found
+    assert {path.name for path in out.iterdir()} == {
+        "report.md", "report.html", "report.json", "ops.csv", "tables", "figures"
+    }  # fmt: skip
     report = (out / "report.md").read_text()
-    for name in pictures:
-        assert f"]({name})" in report
-    assert "NVIDIA H200" in report
-    assert "MI300X" in report
-    for phase in PHASES:
-        assert phase in report
+    pictures = sorted((out / "figures").iterdir())
+    assert {path.suffix for path in pictures} == {".png", ".svg"}
+    for path in pictures:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG\r\n")
+            assert path.with_suffix(".svg") in pictures
+            assert f"](figures/{path.name})" in report
+        else:
+            assert "<svg" in path.read_text()
+    page = (out / "report.html").read_text()
+    for name in ("NVIDIA H200", "MI300X", *PHASES):
+        assert name in report
+        assert name in page
+    written = parse((out / "report.json").read_text())
+    tables = written.pop("tables")
+    assert written == found
+    assert {path.stem for path in (out / "tables").iterdir()} == tables.keys()
+    for name, table in tables.items():
+        with (out / "tables" / f"{name}.csv").open(newline="") as file:
+            head, *rows = csv.reader(file)
+        assert head == [column["key"] for column in table["columns"]]
+        assert len(rows) == len(table["rows"])
 
 
 def test_ops_csv_adds_up_to_the_report(written):
@@ -176,41 +193,25 @@ def test_ops_csv_adds_up_to_the_report(written):
         assert counted == set(result["coverage"])
 
 
-def tables(text):
-    """Every GitHub table of a Markdown text: header and rows."""
-    found, block = [], []
-    for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
-            block.append([cell.strip() for cell in line.strip("|").split("|")])
-        elif block:
-            found.append((block[0], block[2:]))
-            block = []
-    return found
-
-
-def number(text):
-    scale = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "n": 1e-9, "u": 1e-6, "m": 1e-3}
-    value, _, unit = text.replace(",", "").partition(" ")
-    return float(value) * scale[unit.rstrip("Bs")]
-
-
 def test_tables_of_the_report_add_up(written):
     out, found = written
-    text = (out / "report.md").read_text()
+    first = found["chips"][0]
     checked = 0
-    sections = [(header, rows) for header, rows in tables(text) if header[0] in ("module", "op")]
-    expected = [r for chip in found["chips"] for r in found["results"] if r["chip"] == chip]
-    assert len(sections) == 2 * len(expected)
-    for (header, rows), result in zip(sections, [r for r in expected for _ in "mo"], strict=True):
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-        shares = sum(float(cell.rstrip("%")) for cell in columns["share of time"])
-        assert shares == pytest.approx(100, abs=0.1 * len(rows))
-        assert sum(map(number, columns["time"])) == pytest.approx(result["t_step"], rel=0.01)
-        assert sum(map(number, columns["FLOPs"])) == pytest.approx(result["flops"], rel=1e-3)
-        moved = result["bytes"]["total"]
-        assert sum(map(number, columns["bytes"])) == pytest.approx(moved, rel=1e-3)
+    for result in found["results"]:
+        if result["chip"] != first or result["exec"] != "efficient":
+            continue
+        name = f"modules_{result['phase']}_efficient.csv"
+        with (out / "tables" / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert sum(float(row["share"]) for row in rows) == pytest.approx(1)
+        assert sum(float(row["seconds"]) for row in rows) == pytest.approx(result["t_step"])
+        assert sum(int(row["flops"] or 0) for row in rows) == result["flops"]
+        assert sum(int(row["bytes"]) for row in rows) == result["bytes"]["total"]
+        for role in ROLES:
+            cells = [row.get(f"{role}_bytes") or 0 for row in rows]
+            assert sum(map(int, cells)) == result["bytes"][role]
         checked += 1
-    assert checked == 2 * 2 * 6
+    assert checked == 3
 
 
 def test_the_terminal_answer_has_every_result_and_the_conventions(config):

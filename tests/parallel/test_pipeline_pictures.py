@@ -8,6 +8,7 @@ import pytest
 from tracer.errors import UserError
 from tracer.parallel.schedules import Durations, build, simulate
 from tracer.report.chrome import pipeline_trace
+from tracer.report.figures import empty
 from tracer.report.gantt import gantt
 
 
@@ -28,10 +29,13 @@ def timeline(name="dualpipe", blocking=False):
                           ("forward", "backward", "input gradient", "weight gradient")})],
 )  # fmt: skip
 def test_the_chart_says_what_it_shows(tmp_path, monkeypatch, name, blocking, labels):
-    from matplotlib import pyplot
-
     kept = []
-    monkeypatch.setattr(pyplot, "close", kept.append)
+
+    def keep(size):
+        kept.append(empty(size))
+        return kept[-1]
+
+    monkeypatch.setattr("tracer.report.gantt.empty", keep)
     drawn = timeline(name, blocking)
     gantt(drawn, tmp_path / "chart.svg")
     (figure,) = kept
@@ -51,8 +55,6 @@ def test_the_chart_says_what_it_shows(tmp_path, monkeypatch, name, blocking, lab
     lengths = [slot.end - slot.start for slot in slots for _ in slot.action.parts] + sends
     assert len(widths) == len(lengths)
     assert sum(widths) == pytest.approx(sum(lengths) * 1e3)
-    monkeypatch.undo()
-    pyplot.close(figure)
 
 
 def test_formats(tmp_path):

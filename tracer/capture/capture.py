@@ -179,6 +179,7 @@ class Capture:
                 "attention": self._attention,
                 "torch": str(torch.__version__),
                 **({"groups": self._groups} if self._groups else {}),
+                "sources": self._stack.sources(),
             },
         )
 

@@ -7,8 +7,10 @@ again (torch's own trackers guess from hooks and are off by factors on MLA).
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,9 +32,11 @@ class ModuleStack:
         self.current = OUTSIDE
         self.task = OUTSIDE_TASK  # the graph task in which the innermost open call was entered
         self._paths: dict[nn.Module, str] = {}
+        self.classes: dict[str, type[nn.Module]] = {}  # by name, the first of each
         if model is not None:
             for path, module in model.named_modules():
                 self._paths[module] = path
+                self.classes.setdefault(type(module).__name__, type(module))
         # Modules that live only for a while must be free to die.
         self._strangers: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._stack: list[tuple[nn.Module, int, int]] = []
@@ -65,6 +69,19 @@ class ModuleStack:
         self._stack.clear()
         self._paths.clear()  # a finished trace does not keep the model alive
         self.current, self.task = OUTSIDE, OUTSIDE_TASK
+
+    def sources(self) -> dict[str, str]:
+        """Class name -> where its `forward` is: file and line, the file below its package."""
+        found = {}
+        for name, kind in self.classes.items():
+            forward = inspect.unwrap(kind.forward)
+            written = getattr(forward, "__code__", None)
+            if written is not None:
+                package = (getattr(forward, "__module__", None) or "").replace(".", "/")
+                file = PurePath(written.co_filename)
+                place = f"{package}.py" if PurePath(package).name == file.stem else file.name
+                found[name] = f"{place}:{written.co_firstlineno}"
+        return found
 
     # The hooks return None: any other value would replace the module's input or output.
 

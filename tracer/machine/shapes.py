@@ -142,10 +142,10 @@ def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted:
     """Prefill, or decode where few queries share a KV head; masks follow from the FLOPs."""
     name = op.overload_packet.rpartition(".")[2]
     backward = "backward" in name
-    tensors = [ref for ref in op.inputs() if len(ref.shape) == 4][1 if backward else 0 :]
-    if len(tensors) < 3:
+    operands = attention_operands(op)
+    if operands is None:
         return None
-    q, k, v = (_heads_first(ref, name) for ref in tensors[:3])
+    q, k, v = operands
     batch, heads, queries, size = (float(x) for x in q)
     kv_heads, keys, size_v = float(k[1]), float(k[2]), float(v[3])
     pair = 2 * batch * heads * (size + size_v)
@@ -160,7 +160,7 @@ def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted:
     rows = heads / kv_heads * queries
     if not backward and keys > 1 and (size_v >= _LATENT or rows <= _DECODE_ROWS):
         moved = kernel.cost.total_bytes / max(kernel.launches, 1)
-        own = tensors[0].nbytes + op.outputs[0].nbytes
+        own = next(r for r in op.inputs() if len(r.shape) == 4).nbytes + op.outputs[0].nbytes
         family = "mla_decode" if size_v >= _LATENT else "attention_decode"
         return family, {
             "batch": batch, "kv_heads": kv_heads, "rows": rows, "keys": keys, "size": size,
@@ -172,6 +172,14 @@ def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted:
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "queries": queries, "keys": keys,
         "size": size, "size_v": size_v, "share": min(share, 1.0), "passes": passes,
     }  # fmt: skip
+
+
+def attention_operands(op: Op) -> tuple[tuple[int, ...], ...] | None:
+    """[B, H, S, D] of query, key and value of a fused attention op; None if it has none such."""
+    name = op.overload_packet.rpartition(".")[2]
+    tensors = [ref for ref in op.inputs() if len(ref.shape) == 4]
+    tensors = tensors[1 if "backward" in name else 0 :][:3]
+    return tuple(_heads_first(ref, name) for ref in tensors) if len(tensors) == 3 else None
 
 
 def _heads_first(ref: TensorRef, name: str) -> tuple[int, ...]:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from . import figures, markdown
-from .document import as_document
 from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
+from .text import plural
 
 
 def check_folder(out: str) -> Path:
@@ -39,25 +38,51 @@ def check_folder(out: str) -> Path:
 
 
 def write(study: Study, out: Path) -> list[Path]:
-    """`report.json`, `ops.csv`, a roofline for every chip, then `report.md`; returns the paths."""
+    """Everything of `--out`, data before pictures, the page last; returns the paths.
+
+    `report.json`, `ops.csv`, `tables/*.csv`, `report.md`, `figures/*.svg` and `.png`,
+    `report.html`. What fails midway leaves what was written before it.
+    """
+    from . import html, markdown
+    from .data import as_csv, full_document, tables_of
+    from .pictures import draw_all
+    from .sections import build
+
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        for folder in (out, out / "tables", out / "figures"):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
+    sections = build(study)
+    document = json.dumps(full_document(study, sections), indent=1) + "\n"
     written = [
-        write_whole(out / "report.json", json.dumps(as_document(study), indent=1) + "\n"),
+        write_whole(out / "report.json", document),
         write_whole(out / "ops.csv", ops_csv(study)),
     ]
-    names: dict[str, str] = {}
-    for chip in study.chips:
-        steps = [step for step in study.steps if step.chip is chip]
-        path = out / f"roofline_{chip.id}.png"
-        precision = study.dtype if study.dtype in chip.peak else "bf16"
-        draw = functools.partial(figures.roofline, steps, chip, precision)
-        written.append(write_whole(path, draw))
-        names[chip.id] = path.name
-    written.append(write_whole(out / "report.md", markdown.render(study, names)))
+    for table in tables_of(sections):
+        written.append(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
+    written.append(write_whole(out / "report.md", markdown.render(study, sections)))
+    pictures = {}
+    for picture in draw_all(sections):
+        pictures[picture.name] = picture
+        for ending, content in (("svg", picture.svg.encode()), ("png", picture.png)):
+            path = out / "figures" / f"{picture.name}.{ending}"
+            written.append(write_whole(path, functools.partial(_bytes, content)))
+    written.append(write_whole(out / "report.html", html.render(study, sections, pictures)))
     return written
+
+
+def summary(written: list[Path], out: Path) -> list[str]:
+    """A line a file, and one a folder of many."""
+    lines = [str(path) for path in written if path.parent == out]
+    for folder in sorted({path.parent for path in written} - {out}):
+        count = sum(path.parent == folder for path in written)
+        lines.append(f"{folder}{os.sep} ({plural(count, 'file')})")
+    return lines
+
+
+def _bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def ops_csv(study: Study) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..parallel.schedules import Timeline
 from ..parallel.schedules.schedule import WORDS
-from .figures import _pyplot
+from .figures import empty, plain_style
 
 _COLOURS = {"F": "#2f6f9f", "B": "#c8963e", "I": "#3f9488", "W": "#7d9a4b", "send": "#777777"}
 _LABELS = {**WORDS, "send": "sending, nothing computed"}
@@ -36,15 +36,14 @@ def gantt(timeline: Timeline, path: Path) -> None:
     Raises:
         UserError: a format that cannot be drawn.
     """
-    plt = _pyplot()
     schedule, step = timeline.schedule, timeline.step
     width = min(24.0, max(9.0, 2 + 0.22 * max(map(len, schedule.actions))))
     scale, unit = _unit(step.seconds)
-    with plt.style.context("default"):
-        figure, axes = plt.subplots(figsize=(width, 1.9 + 0.36 * schedule.ranks), dpi=150)
+    with plain_style():
+        figure = empty((width, 1.9 + 0.36 * schedule.ranks))
+        axes = figure.add_subplot()
         known = figure.canvas.get_supported_filetypes()
         if path.suffix.removeprefix(".").lower() not in known:
-            plt.close(figure)
             raise UserError(f"cannot draw {path.name!r}; suffixes: {', '.join(sorted(known))}")
         rows: dict[_Row, list[tuple[float, float]]] = defaultdict(list)
         for rank in range(schedule.ranks):
@@ -68,13 +67,10 @@ def gantt(timeline: Timeline, path: Path) -> None:
             fontsize=10,
         )
         figure.legend(
-            list(legend.values()), list(legend), loc="lower center", fontsize=8,
+            list(legend.values()), list(legend), loc="outside lower center", fontsize=8,
             ncols=min(len(legend), 4), frameon=False,
         )  # fmt: skip
-        lines = -(-len(legend) // 4)
-        figure.tight_layout(rect=(0, 0.24 * lines / figure.get_figheight(), 1, 1))
-        figure.savefig(path)
-        plt.close(figure)
+        figure.savefig(path, dpi=150)
 
 
 def _collect(timeline: Timeline, rank: int, rows: dict[_Row, list[tuple[float, float]]],

@@ -1,74 +1,96 @@
-"""`report.md`: the answer with its tables, to be read on its own."""
+"""`report.md`: the report to be read on its own. Tables as GitHub has them, diagrams as Mermaid."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
-from .summary import RESULT_HEADERS, Study, contributors, coverage_line, memory_line, result_row
-from .terminal import chip_line
-from .text import size
+from .blocks import Block, Diagram, Figure, Formula, Section, Table, Text, code, placed
+from .summary import Study
+from .units import UNITS, show
 
 
-def render(study: Study, figures: dict[str, str]) -> str:
-    """The report as Markdown; `figures` maps a chip id to the file name of its roofline."""
-    inventory = study.inventory
-    lines = [
-        f"# What limits {study.name}",
-        "",
-        f"{study.source}, {study.dtype}. Made by `{study.command}`.",
-        "",
-        _table(
-            [
-                ("parameters", f"{inventory.parameters:,}"),
-                ("active a token", f"{inventory.active_parameters:,}"),
-                ("weights", size(inventory.weight_bytes)),
-                ("KV cache a token", f"{inventory.kv_bytes_per_token:,} B"),
-            ],
-            ("", study.name),
-        ),
+def render(study: Study, sections: Sequence[Section], figures: str = "figures") -> str:
+    """The report; `figures` is the folder that the pictures are in."""
+    lines = [f"# What limits {code(study.name)}", "", f"Made by {code(study.command)}.", ""]
+    items = list(placed(sections))
+    lines += [
+        f"{'  ' * (item.depth - 1)}* [{item.number} {item.section.title}](#{_anchor(item)})"
+        for item in items
+        if item.depth <= 2
     ]
-    for chip in study.chips:
-        steps = [step for step in study.steps if step.chip is chip]
-        lines += ["", f"## {chip.name}", "", chip_line(chip), ""]
-        lines.append(_table([result_row(step) for step in steps], RESULT_HEADERS))
-        lines += [
-            "",
-            "`step` is the sum over kernels of launch + max(compute, memory); `ideal` is the bound "
-            "in which everything overlaps. tokens/s in brackets: the step does not fit in a chip.",
-        ]
-        if chip.id in figures:
-            lines += [
-                "",
-                f"![Roofline of {chip.name}]({figures[chip.id]})",
-                "",
-                "Left of the ridge memory is the limit, right of it the matrix units. A filled "
-                "marker far below its hollow one loses time to kernels that do not overlap.",
-            ]
-        for step in steps:
-            lines += [
-                "",
-                f"### {step.workload.phase}, {step.ledger.execution}",
-                "",
-                f"{step.times.why()}.",
-                "",
-                f"Memory: {memory_line(step)}.",
-                "",
-                _table(contributors(step, "module", 12), _contributor_headers("module")),
-                "",
-                _table(contributors(step, "op", 12), _contributor_headers("op")),
-            ]
-    lines += ["", "## Coverage and conventions", "", f"Coverage: {coverage_line(study.steps)}.", ""]
-    lines += [f"* {note}" for note in (*study.notes(), *study.remarks)]
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in study.versions.items()) + "."]
+    for item in items:
+        lines += ["", f"{'#' * min(item.depth + 1, 5)} {item.number} {item.section.title}"]
+        for block in item.section.blocks:
+            lines += ["", _block(block, figures)]
     return "\n".join(lines) + "\n"
 
 
-def _contributor_headers(what: str) -> tuple[str, ...]:
-    return (what, "share of time", "time", "FLOPs", "bytes")
+def _anchor(item: object) -> str:
+    """The id that GitHub gives to a heading."""
+    text = f"{item.number} {item.section.title}".lower()  # type: ignore[attr-defined]
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
 
-def _table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> str:
-    align = ("left", *["right"] * (len(headers) - 1))
-    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+def _block(block: Block, figures: str) -> str:
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, Table):
+        return f"{block.caption}\n\n{table(block)}"
+    if isinstance(block, Figure):
+        return f"![{_plain(block.caption)}]({figures}/{block.name}.png)\n\n*{block.caption}*"
+    if isinstance(block, Diagram):
+        return f"{block.caption}\n\n```mermaid\n{mermaid(block)}\n```"
+    if isinstance(block, Formula):
+        return f"```text\n{block.text}\n```"
+    return f"```text\n{block.text}\n```"
+
+
+def table(block: Table) -> str:
+    """A GitHub table; a total is its last row, in bold."""
+    units = [column.unit for column in block.columns]
+    lines = [
+        _row([column.header for column in block.columns]),
+        _row(["--:" if UNITS[unit].number else "---" for unit in units]),
+    ]
+    lines += [_row([_cell(v, u) for v, u in zip(row, units, strict=True)]) for row in block.rows]
+    if block.total is not None:
+        cells = [_cell(v, u) for v, u in zip(block.total, units, strict=True)]
+        lines.append(_row([f"**{cell.strip('`')}**" if cell.strip("-`") else "" for cell in cells]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: object, unit: str) -> str:
+    text = " ".join(show(value, unit).split()).replace("|", "\\|")
+    if UNITS[unit].code and value is not None and text:
+        return code(text)
+    return text
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[`*\[\]]", "", text)
+
+
+_SHAPES = {"module": ("[", "]"), "op": ("(", ")"), "state": ("[(", ")]"), "end": ("([", "])")}
+
+
+def mermaid(diagram: Diagram) -> str:
+    """The diagram as a Mermaid flowchart."""
+    lines = ["flowchart TB"]
+    for node in diagram.nodes:
+        left, right = _SHAPES[node.kind]
+        text = "<br/>".join(_escape(line) for line in node.lines if line)
+        lines.append(f'    {node.key}{left}"{text}"{right}')
+    lines += [f"    {a} --> {b}" for a, b in diagram.edges]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Mermaid's entities; a label is in quotes, and its text is HTML."""
+    for character, name in (("#", "35"), ('"', "quot"), ("<", "lt"), (">", "gt"), ("`", "96")):
+        text = text.replace(character, f"\0{name};")
+    return text.replace("\0", "#")

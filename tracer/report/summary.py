@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 from tracer.hardware import Chip
 
@@ -12,6 +13,16 @@ from ..cost import EFFICIENT, NAIVE, Conventions, Kernel, Part
 from ..machine import Timing
 from ..machine.roofline import KernelTime
 from ..predict import Inventory, Step
+from .records import (
+    ClosedForm,
+    DecodeLimit,
+    Message,
+    PlanRow,
+    Sensitivity,
+    Sublayer,
+    Sweep,
+    WeightRow,
+)
 from .text import pattern, plural, seconds, si, size
 
 
@@ -30,6 +41,16 @@ class Study:
     versions: dict[str, str]
     command: str
     remarks: tuple[str, ...] = ()  # what the capture had to assume of this model
+    config: Mapping[str, Any] | None = None  # of the architecture, as its file has it
+    # What later stages add; a section without its data is left out.
+    sweeps: tuple[Sweep, ...] | None = None
+    sensitivity: Sensitivity | None = None
+    decode_limits: tuple[DecodeLimit, ...] | None = None
+    plans: tuple[PlanRow, ...] | None = None
+    messages: tuple[Message, ...] | None = None
+    weights: tuple[WeightRow, ...] | None = None
+    sublayers: tuple[Sublayer, ...] | None = None
+    closed_forms: tuple[ClosedForm, ...] | None = None
 
     def notes(self) -> list[str]:
         """The conventions and assumptions in force."""
@@ -42,6 +63,18 @@ class Study:
                 "of elementwise ops fused by dataflow"
             )
         return notes
+
+
+def plain_config(config: object) -> dict[str, Any] | None:
+    """The plain values of an architecture's config, whatever class it has; None without one."""
+    to_dict = getattr(config, "to_dict", None)
+    if callable(to_dict):
+        found = to_dict()
+    elif is_dataclass(config) and not isinstance(config, type):
+        found = asdict(config)
+    else:
+        return None
+    return {k: v for k, v in found.items() if isinstance(v, str | int | float | bool)}
 
 
 RESULT_HEADERS = (

@@ -46,6 +46,6 @@ def pattern(path: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", path) or "(top)"
 
 
-def plural(count: int, noun: str) -> str:
-    """1 chip, 2 chips."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, many: str = "") -> str:
+    """1 chip, 2 chips; `many` where it is not an s more."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"

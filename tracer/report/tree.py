@@ -41,7 +41,7 @@ def module_tree(ledger: Ledger) -> Branch:
     for parameter in trace.parameters:
         if not parameter.buffer:
             owner = parameter.name.rpartition(".")[0]
-            for branch in _path(root, _folded(trace, owner)):
+            for branch in _path(root, folded_path(trace, owner)):
                 branch.parameters += parameter.numel
     for call in trace.calls:
         branch = list(_path(root, call.module))[-1]
@@ -59,7 +59,7 @@ def _path(root: Branch, path: str) -> list[Branch]:
     return branches
 
 
-def _folded(trace: Trace, path: str) -> str:
+def folded_path(trace: Trace, path: str) -> str:
     """The traced layer that stands for the layer which `path` lies in."""
     for fold in trace.folds:
         for member in fold.members:

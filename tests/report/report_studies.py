@@ -1,0 +1,109 @@
+"""Studies of small models for the report's tests, each made once a process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tracer.report.blocks import Section
+from tracer.report.sections import build
+from tracer.report.summary import Study
+from tracer.run import answer, parser
+
+SIZES = ("--batch", "2", "--seq", "32", "--context", "48")
+
+_TEXT = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 512, "tie_word_embeddings": False,
+}  # fmt: skip
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "deepseek": {
+        "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 96,
+        "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+        "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+        "v_head_dim": 16, "n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok": 4,
+        "n_group": 4, "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+        "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
+        "moe_layer_freq": 1, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 512, "tie_word_embeddings": False,
+        "num_nextn_predict_layers": 0,
+    },
+    "llama": _TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "mixtral": _TEXT | {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": _TEXT | {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    },
+    "gpt_oss": _TEXT | {
+        "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 8,
+        "num_experts_per_tok": 2, "sliding_window": 16,
+    },
+    "vit": {
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "image_size": 32, "patch_size": 8,
+    },
+}  # fmt: skip
+
+OWN = '''
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    """Its names are what an attacker, or a careless person, may choose."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_module("<img src=x onerror=alert(1)>", nn.Linear(64, 256))
+        self.add_module("a|b`c", nn.Linear(256, 10))
+
+    def forward(self, x):
+        first, second = self.children()
+        return torch.sin(second(torch.relu(first(x)))).cumsum(-1)
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x * 2 + 1
+
+def odd():
+    return Odd()
+
+def nothing():
+    return Nothing()
+'''
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="report-tests-"))
+
+
+@functools.cache
+def study(name: str, *arguments: str) -> Study:
+    """A configuration of `CONFIGS`, or the module "odd" or "nothing", with all its phases."""
+    if name in CONFIGS:
+        place = _folder() / name
+        place.mkdir(exist_ok=True)
+        (place / "config.json").write_text(json.dumps(CONFIGS[name]))
+        given = ["--hf-config", str(place), *SIZES]
+    else:
+        file = _folder() / "own.py"
+        file.write_text(OWN)
+        given = ["--module", f"{file}:{name}", "--input", "x:bf16[B,64]"]
+    options = parser().parse_args([*given, *arguments])
+    return answer(options, f"tracer {' '.join(given)}")
+
+
+@functools.cache
+def sections(name: str, *arguments: str) -> tuple[Section, ...]:
+    """The report of `study(name)`."""
+    return build(study(name, *arguments))

@@ -1,0 +1,202 @@
+"""`report.html` in chromium: quiet, fast, readable anywhere, and its numbers are the report's."""
+
+import time
+
+import browser
+import pytest
+from report_extras import CLOSED, full_study
+from report_studies import study
+
+from tracer.report.html import render
+from tracer.report.pictures import draw_all
+from tracer.report.sections import build
+
+pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    made = build(full_study())
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(full_study(), made, {p.name: p for p in draw_all(made)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def window():
+    with browser.Page() as page:
+        yield page
+
+
+@pytest.fixture
+def page(window, file):
+    window.size(1280, 900)
+    window.dark(False)
+    window.problems.clear()
+    window.open(file)
+    ready(window)
+    return window
+
+
+def ready(page):
+    for _ in range(100):
+        if page.run("document.querySelectorAll('.tree tbody tr').length") > 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the explorer did not come")
+
+
+def text(page, selector):
+    return page.run(f"document.querySelector({selector!r}).textContent")
+
+
+def test_nothing_goes_wrong_and_nothing_is_asked_for(page):
+    assert page.problems == []
+
+
+def test_odd_names_do_nothing(window, tmp_path):
+    made = build(study("odd"))
+    path = tmp_path / "report.html"
+    path.write_text(render(study("odd"), made, {p.name: p for p in draw_all(made)}))
+    window.problems.clear()
+    window.open(path)
+    ready(window)
+    assert window.problems == []
+    assert window.run("document.querySelectorAll('img').length") == 0
+    assert "<img src=x onerror=alert(1)>" in text(window, ".tree")
+
+
+def test_it_paints_soon(page):
+    """A second on an idle machine; the bound leaves room for a busy one."""
+    paints = page.run("performance.getEntriesByType('paint').map(e => e.startTime)")
+    assert paints
+    assert max(paints) < 3000
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (768, 1024), (1280, 900)])
+def test_it_fits_any_width(page, width, height):
+    page.size(width, height, mobile=width < 500)
+    page.run("dispatchEvent(new Event('resize'))")
+    assert page.run("document.documentElement.scrollWidth") <= width
+
+
+def test_light_and_dark(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.run(ground) == "rgb(255, 255, 255)"
+    page.dark(True)
+    assert page.run(ground) == "rgb(20, 23, 29)"
+    page.run("document.getElementById('theme').click()")
+    assert page.run(ground) == "rgb(255, 255, 255)"
+    page.run("document.getElementById('theme').click()")
+    assert page.run(ground) == "rgb(20, 23, 29)"
+    page.run("localStorage.clear()")
+
+
+def test_tables_sort_by_value_not_by_text(page):
+    values = (
+        "[...document.querySelectorAll('#table-modules tbody tr')]"
+        ".map(r => Number(r.cells[3].dataset.v))"
+    )
+    before = page.run(values)
+    click = "document.querySelectorAll('#table-modules th button')[3].click()"
+    page.run(click)
+    assert page.run(values) == sorted(before, reverse=True)
+    page.run(click)
+    assert page.run(values) == sorted(before)
+
+
+def choose(page, number):
+    page.run(
+        f"(() => {{ const s = document.getElementById('step'); s.value = {number};"
+        " s.dispatchEvent(new Event('change')); })()"
+    )
+
+
+def test_the_tree_shows_each_step(page):
+    for number, step in enumerate(full_study().steps):
+        choose(page, number)
+        cells = page.run(
+            "[...document.querySelectorAll('.tree tbody tr')[0].cells].map(c => c.textContent)"
+        )
+        assert cells[2] == f"{full_study().inventory.parameters:,}"
+        flops = cells[3].split()
+        scale = {"kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9}[flops[1]]
+        assert float(flops[0]) * scale == pytest.approx(step.cost.total_flops, rel=1e-3)
+        assert cells[8].startswith("100.0%")
+
+
+def test_opening_a_module_and_what_is_behind_it(page):
+    rows = "document.querySelectorAll('.tree tbody tr').length"
+    before = page.run(rows)
+    page.run("[...document.querySelectorAll('.tree button.twist')].at(-1).click()")
+    assert page.run(rows) > before
+    page.run(
+        "[...document.querySelectorAll('.tree button.pick')]"
+        ".find(b => b.textContent === 'lm_head').click()"
+    )
+    panels = "[...document.querySelectorAll('.panel')].at(-1).textContent"
+    found = page.run(panels)
+    assert "lm_head in prefill, efficient" in found
+    # 2 sequences of 32 tokens, 64 wide, 96 words: 2 x 64 x 64 x 96 FLOPs.
+    assert f"{2 * 64 * 64 * 96 / 1e3:.1f} kFLOP" in found
+    assert "2·M·K·N" in found
+    assert "tracer/cost/formulas/matmul.py:" in found
+    assert "tracer/models/linear.py:" in found
+
+
+def test_a_name_in_a_table_leads_to_its_ops(page):
+    page.run("document.querySelector('#table-modules_decode_efficient button.trace').click()")
+    name = text(page, "#table-modules_decode_efficient button.trace")
+    found = page.run("[...document.querySelectorAll('.panel')].at(-1).textContent")
+    assert f"{name} in decode, efficient" in found
+
+
+def test_points_can_be_filtered_and_hovered(page):
+    dots = "document.querySelectorAll('.chart .dot').length"
+    before = page.run(dots)
+    assert before == 6
+    page.run("document.querySelector('.panel .controls input[type=checkbox]').click()")
+    assert page.run(dots) == 4  # a phase less: two executions
+    page.run(
+        "document.querySelector('.chart .dot')"
+        ".dispatchEvent(new MouseEvent('mousemove', {clientX: 5, clientY: 5, bubbles: true}))"
+    )
+    assert page.run("!document.getElementById('tip').hidden")
+    assert "FLOP/B" in text(page, "#tip")
+    assert "waits for" in text(page, "#tip")
+
+
+def test_the_timeline_zooms(page):
+    pixels = "document.querySelector('canvas').toDataURL()"
+    whole = page.run(pixels)
+    zoom = "[...document.querySelectorAll('.panel button')].find(b => b.textContent === '+')"
+    page.run(f"{zoom}.click()")
+    assert page.run(pixels) != whole
+    page.run(f"{zoom.replace('+', 'all')}.click()")
+    assert page.run(pixels) == whole
+
+
+def test_closed_forms_are_evaluated_as_python_does(page):
+    step = next(s for s in full_study().steps if s.workload.phase == "decode")
+    names = {"B": step.workload.batch, "S": step.workload.seq, "L": step.workload.context}
+    from math import ceil
+
+    flops = sum(f.times * eval(f.flops, {"ceil": ceil}, names) for f in CLOSED)
+    moved = sum(f.times * sum(eval(e, {}, names) for e in f.bytes.values()) for f in CLOSED)
+    panel = (
+        "[...document.querySelectorAll('.panel')]"
+        ".find(p => p.textContent.startsWith('Closed forms'))"
+    )
+    found = page.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
+    assert found[0].split()[1] == "kFLOP"
+    assert float(found[0].split()[0]) == pytest.approx(flops / 1e3, rel=1e-3)
+    assert float(found[1].split()[0]) == pytest.approx(moved / 1e3, rel=1e-3)
+    page.run(
+        f"(() => {{ const s = {panel}.querySelector('input'); s.value = 10;"
+        " s.dispatchEvent(new Event('input')); }})()".replace("}})()", "})()")
+    )
+    names["B"] = 1024
+    flops = sum(f.times * eval(f.flops, {"ceil": ceil}, names) for f in CLOSED)
+    after = page.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
+    assert float(after[0].split()[0]) == pytest.approx(flops / 1e6, rel=1e-3)
+    assert after[0].split()[1] == "MFLOP"

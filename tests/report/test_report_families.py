@@ -1,0 +1,182 @@
+"""The report of every family: nothing empty, nothing that does not apply, tables that add up."""
+
+import math
+import re
+
+import pytest
+from report_studies import sections, study
+
+from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
+from tracer.report.data import tables_of
+from tracer.report.units import UNITS
+
+FAMILIES = ("deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "odd", "nothing")
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+def tables(name):
+    return {table.name: table for table in tables_of(sections(name))}
+
+
+def column(table, key):
+    keys = [c.key for c in table.columns]
+    return [row[keys.index(key)] for row in table.rows]
+
+
+def test_nothing_is_empty(family):
+    for item in placed(sections(family)):
+        assert item.section.blocks or item.section.sections, item.section.title
+        for block in item.section.blocks:
+            if isinstance(block, Table):
+                assert block.rows, block.name
+                for number, of in enumerate(block.columns):
+                    cells = [row[number] for row in block.rows]
+                    assert any(cell is not None for cell in cells), (block.name, of.key)
+            elif isinstance(block, Text):
+                assert block.text.strip()
+            elif isinstance(block, Diagram):
+                assert len(block.nodes) >= 3
+                keys = {node.key for node in block.nodes}
+                assert {key for edge in block.edges for key in edge} <= keys
+            elif isinstance(block, Figure):
+                assert block.caption
+
+
+def test_every_number_is_finite_and_of_its_unit(family):
+    for table in tables(family).values():
+        for row in table.rows:
+            for cell, of in zip(row, table.columns, strict=True):
+                if cell is None:
+                    continue
+                if UNITS[of.unit].number:
+                    assert isinstance(cell, int | float), (table.name, of.key, cell)
+                    assert math.isfinite(cell), (table.name, of.key)
+                    if of.unit in ("share", "ratio"):
+                        assert -1e-9 <= cell <= 1 + 1e-9, (table.name, of.key, cell)
+                    elif of.unit in ("s", "B", "FLOP", "count"):
+                        assert cell >= 0, (table.name, of.key, cell)
+                else:
+                    assert isinstance(cell, str), (table.name, of.key, cell)
+
+
+def test_totals_are_those_of_the_steps(family):
+    """Sums over a table's rows, against the step itself: two routes to one number."""
+    found = tables(family)
+    steps = {
+        s.workload.phase: s for s in study(family).steps if s.ledger.execution == "efficient"
+    }  # fmt: skip
+    for phase, step in steps.items():
+        modules = found[f"modules_{phase}_efficient"]
+        assert sum(column(modules, "bytes")) == step.cost.total_bytes
+        assert sum(column(modules, "seconds")) == pytest.approx(step.times.device)
+        if step.cost.total_flops:
+            flops = [f or 0 for f in column(modules, "flops")]
+            assert sum(flops) == step.cost.total_flops
+            assert sum(column(found[f"derivation_{phase}"], "flops")) == step.cost.total_flops
+    by_role = found["bytes_by_role"]
+    for row in by_role.rows:
+        assert sum(cell or 0 for cell in row[2:-1]) == row[-1]
+    memory = found["memory"]
+    keys = [c.key for c in memory.columns]
+    for row in memory.rows:
+        cells = dict(zip(keys, row, strict=True))
+        parts = ("weights", "kv", "gradients", "optimizer", "activations")
+        assert sum(cells.get(part) or 0 for part in parts) == cells["total"]
+    if "parameters_by_category" in found:
+        whole = study(family).inventory.parameters
+        assert sum(column(found["parameters_by_category"], "parameters")) == whole
+        assert sum(column(found["modules"], "parameters")) == whole
+
+
+def test_shares_of_a_step_are_all_of_it(family):
+    found = tables(family)
+    shares: dict[tuple[str, str], float] = {}
+    table = found["category_shares"]
+    for phase, execution, share in zip(
+        column(table, "phase"), column(table, "exec"), column(table, "time"), strict=True
+    ):
+        shares[phase, execution] = shares.get((phase, execution), 0.0) + share
+    assert shares
+    for key, share in shares.items():
+        assert share == pytest.approx(1), key
+    waits = found["waits"]
+    keys = [c.key for c in waits.columns]
+    for row in waits.rows:
+        cells = dict(zip(keys, row, strict=True))
+        parts = ("compute", "memory", "network", "latency")
+        assert sum(cells.get(part) or 0 for part in parts) == pytest.approx(cells["step"])
+
+
+def test_a_derivation_gives_the_flops_beside_it(family):
+    checked = 0
+    for name, table in tables(family).items():
+        if not name.startswith("derivation_"):
+            continue
+        for text, times, flops in zip(
+            column(table, "derivation"), column(table, "times"), column(table, "flops"), strict=True
+        ):
+            if re.fullmatch(r"[\d,x()+ pairs]+", text):
+                arithmetic = text.replace(",", "").replace("pairs", "").replace("x", "*")
+                assert eval(arithmetic) * times == flops, text
+                checked += 1
+    assert checked or family == "nothing"
+
+
+APPLIES = {
+    "Can decode become compute-bound?": {"deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss"},
+    "Appendix A: full FLOP derivations": set(FAMILIES) - {"nothing"},
+    "Parameters and memory": set(FAMILIES) - {"nothing"},
+    "Category roofline: prefill": {"deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss"},
+    "Sensitivity": set(),
+    "Weight statistics": set(),
+    "Plans and communication": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title", APPLIES)
+def test_a_section_is_there_where_it_applies(family, title):
+    titles = {item.section.title for item in placed(sections(family))}
+    assert (title in titles) == (family in APPLIES[title])
+
+
+def test_experts_are_spoken_of_where_there_are_some(family):
+    moe = family in ("deepseek", "mixtral", "qwen3_moe", "gpt_oss")
+    rules = set(column(tables(family)["conclusions"], "rule"))
+    assert ("moe" in rules) == moe
+    fingerprint = dict(tables(family)["fingerprint"].rows)
+    assert ("mixture of experts" in fingerprint) == moe
+    if moe:
+        experts, chosen = {"deepseek": (16, 4)}.get(family, (8, 2))
+        assert fingerprint["mixture of experts"] == (
+            f"{experts} routed experts, {chosen} chosen by a token"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "cache"),
+    [
+        # 4 heads of 8; 2 of them have a key and a value: 2 x 2 x 8 of 4 x 2 x 8.
+        ("llama", "4 query heads of size 8",
+         "32 elements a token of 64 (2 key-value heads, 2 queries share each)"),
+        ("gpt_oss", "4 query heads of size 8",
+         "32 elements a token of 64 (2 key-value heads, 2 queries share each)"),
+        # Queries and keys of 16 + 8, values of 16; the latent is 32 + 8 of 4 x (24 + 16).
+        ("deepseek", "4 query heads of size 24 for queries and keys, 16 values",
+         "40 elements a token of 160 (one key and value for all heads, or a latent of that size)"),
+        ("vit", "4 query heads of size 8", None),
+    ],
+)  # fmt: skip
+def test_attention_is_told_from_shapes(name, heads, cache):
+    found = dict(tables(name)["fingerprint"].rows)
+    assert found["attention heads"] == heads
+    assert found.get("KV cache of a layer") == cache
+
+
+def test_an_unused_name_never_reaches_the_blocks_as_a_mark():
+    for block in blocks_of(sections("odd")):
+        if isinstance(block, Text):
+            assert "<img" not in block.text or "`" in block.text

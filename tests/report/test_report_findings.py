@@ -1,0 +1,225 @@
+"""Every branch of the rules, on facts made by hand: what is said, and on which figures."""
+
+from dataclasses import replace
+
+import pytest
+from report_studies import study
+
+from tracer.report.advice import next_steps
+from tracer.report.facts import Facts, Naive, PhaseFacts, gather
+from tracer.report.findings import conclusions
+
+DECODE = PhaseFacts(
+    phase="decode", batch=8, length=4096, tokens=8, step=0.010, bound=0.008,
+    spread=(0.009, 0.0115), shares={"compute": 0.1, "memory": 0.8, "network": 0.0, "latency": 0.1},
+    flops=1e12, intensity=20.0, ridge=200.0, precision="bf16",
+    bytes={"weights": 4e10, "activations": 1e9, "kv": 8e9, "temporary": 1e9, "gradients": 0,
+           "optimizer": 0},
+    categories={"attention": 0.004, "feed-forward": 0.006},
+    held={"weights": 4e10, "kv": 1e10, "gradients": 0, "optimizer": 0, "activations": 1e9},
+    chips=1, launches=500, mfu=0.1, compute=0.001,
+)  # fmt: skip
+FACTS = Facts(
+    model="m", chip="Chip", chip_memory=141e9, dtype="bf16", parameters=100, active=100,
+    kv_bytes=10, phases=(DECODE,),
+)  # fmt: skip
+
+
+def with_phase(**changes):
+    return replace(FACTS, phases=(replace(DECODE, **changes),))
+
+
+def shares(**given):
+    return {"compute": 0.0, "memory": 0.0, "network": 0.0, "latency": 0.0} | given
+
+
+def rules(facts):
+    return {f.rule: f for f in conclusions(facts)}
+
+
+def advice(facts):
+    return {f.rule: f for f in next_steps(facts, most=9)}
+
+
+@pytest.mark.parametrize("regime", ["compute", "memory", "network", "latency"])
+def test_what_a_phase_waits_for(regime):
+    rest = next(n for n in ("memory", "compute") if n != regime)
+    found = rules(with_phase(shares=shares(**{regime: 0.7, rest: 0.3})))
+    finding = found[f"{regime}-bound"]
+    assert finding.text == (
+        f"Decode is {regime}-bound: 70% of its 10.0 ms waits for {regime}, 30% for {rest}."
+    )
+    assert "20.0 FLOP/B against a ridge of 200 (bf16)" in finding.evidence
+    # Left of the ridge: compute-bound time contradicts the sums, and that is said.
+    assert ("other side" in finding.evidence) == (regime == "compute")
+
+
+def test_no_resource_alone():
+    found = rules(with_phase(shares=shares(compute=0.45, memory=0.4, latency=0.15)))
+    assert found["split"].text.startswith("Decode is split, compute first: 45%")
+    assert not any(rule.endswith("-bound") for rule in found)
+
+
+def test_right_of_the_ridge_and_waiting_for_memory_is_said():
+    assert "other side" in rules(with_phase(intensity=500.0))["memory-bound"].evidence
+
+
+def test_it_fits():
+    assert rules(FACTS)["fits"].evidence == "decode holds most: 51 GB of 141 GB"
+    assert "shard" not in advice(FACTS)
+
+
+def test_it_does_not_fit():
+    held = {"weights": 4e11, "kv": 1e10, "gradients": 0, "optimizer": 0, "activations": 1e9}
+    facts = with_phase(chips=3, held=held)
+    finding = rules(facts)["infeasible"]
+    assert "decode needs at least 3 chips" in finding.text
+    assert "hypothetical" in finding.text
+    # 4e11 of 4.11e11 is 97 %.
+    assert finding.evidence == "decode holds 411 GB, 97% of it weights; one chip has 141 GB"
+    assert "fits" not in rules(facts)
+    first = next_steps(facts)[0]
+    assert (first.rule, first.saves) == ("shard", None)
+
+
+@pytest.mark.parametrize(
+    "role", ["weights", "kv", "activations", "temporary", "optimizer", "gradients"]
+)
+def test_the_role_that_dominates(role):
+    moved = dict.fromkeys(DECODE.bytes, 1e9) | {role: 45e9}
+    finding = rules(with_phase(bytes=moved))[f"{role}-dominated"]
+    assert finding.evidence == f"90.0% of 50.00 GB are {role}"  # 45 of 45 + 5
+
+
+def test_no_role_dominates_or_memory_is_not_the_limit():
+    even = dict.fromkeys(DECODE.bytes, 1e9)
+    assert not any("dominated" in rule for rule in rules(with_phase(bytes=even)))
+    busy = with_phase(shares=shares(compute=0.9, memory=0.1))
+    assert not any("dominated" in rule for rule in rules(busy))
+
+
+def test_experts_or_dense():
+    assert rules(FACTS)["dense"].text == (
+        "The model is dense; most time goes to feed-forward (60% of decode)."
+    )
+    categories = {"attention": 0.002, "experts": 0.008}
+    moe = replace(
+        with_phase(categories=categories), experts=64, top_k=8, expert_parameters=0.95, active=20
+    )  # fmt: skip
+    finding = rules(moe)["moe"]
+    assert finding.text == "The experts hold 95.0% of the parameters and take 80% of decode."
+    assert finding.evidence == "64 experts, a token takes 8; 20.0% of the parameters meet a token"
+    assert "dense" not in rules(moe)
+
+
+def test_fusion_is_only_praised_where_it_helps():
+    fast = rules(with_phase(naive=Naive(0.020, 1e11)))["fusion"]
+    assert "2.0 times as fast" in fast.text
+    assert fast.evidence == "20.0 ms to 10.0 ms; bytes 100.0 GB to 50.00 GB"
+    assert "fusion" not in rules(with_phase(naive=Naive(0.0101, 5e10)))
+    assert "fusion" not in rules(FACTS)
+
+
+def test_crossovers():
+    assert not {"crossover", "no-crossover"} & rules(FACTS).keys()
+    assert "crosses the ridge at batch 640" in rules(
+        with_phase(crossing=640.0, searched=4096)
+    )["crossover"].text  # fmt: skip
+    none = rules(with_phase(searched=4096))["no-crossover"]
+    assert "any batch up to 4,096" in none.text
+    assert "at batch 8" in none.evidence
+    prefill = with_phase(phase="prefill", searched=32768)
+    assert "any length up to 32,768" in rules(prefill)["no-crossover"].text
+
+
+def test_how_sure():
+    finding = rules(replace(FACTS, estimated=0.3))["spread"]
+    assert "-10%..+15%" in finding.text
+    assert finding.evidence == "up to 30% of a phase's time rests on estimates"
+    assert rules(FACTS)["spread"].evidence == "every count follows from shapes"
+    assert "2% on bytes alone" in rules(replace(FACTS, unmodelled=0.02))["spread"].evidence
+    strange = rules(replace(FACTS, calibrated=False))
+    assert "no kernel was measured on Chip" in strange["uncalibrated"].text
+    assert "spread" not in strange
+    assert not {"spread", "uncalibrated"} & rules(with_phase(spread=None)).keys()
+
+
+def test_what_halving_the_weights_saves():
+    # 80 % of 10 ms waits for memory, 4e10 of 5e10 bytes are weights: 6.4 ms, half of it 3.2 ms.
+    finding = advice(FACTS)["weights"]
+    assert finding.saves == pytest.approx(0.0032)
+    assert finding.share == pytest.approx(0.32)
+    assert "FP8" in finding.text
+    assert "4-bit" in advice(replace(FACTS, dtype="fp8"))["weights"].text
+    assert "weights" not in advice(with_phase(phase="training"))
+    assert "weights" not in advice(replace(FACTS, dtype="int8"))
+
+
+def test_what_the_cache_and_fusion_save():
+    # 8e9 of 5e10 bytes: 0.8 x 0.16 x 10 ms = 1.28 ms, half of it is 6.4 % of the step.
+    assert advice(FACTS)["kv"].saves == pytest.approx(0.00064)
+    # 2e9 of 5e10: 3.2 % of the step, less than matters.
+    assert "fuse" not in advice(FACTS)
+    moved = dict(DECODE.bytes) | {"temporary": 9e9, "weights": 3.2e10}
+    assert advice(with_phase(bytes=moved))["fuse"].saves == pytest.approx(0.8 * 0.01 * 0.2)
+
+
+def test_more_sequences_only_for_a_decode_that_reads_weights():
+    assert "10 times as high" in advice(FACTS)["batch"].evidence  # 200 / 20
+    assert "batch" not in advice(with_phase(phase="prefill"))
+    assert "batch" not in advice(with_phase(bytes=dict(DECODE.bytes) | {"kv": 9e10}))
+
+
+def test_compute_bound_advice():
+    busy = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.004, faster=("fp8", 2.0))
+    found = advice(busy)
+    assert found["precision"].saves == pytest.approx(0.0045)  # half of 9 ms
+    assert found["utilisation"].saves == pytest.approx(0.005)  # 9 ms take 4 at the peak
+    assert "precision" not in advice(with_phase(shares=shares(compute=0.9, memory=0.1)))
+    full = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.009)
+    assert "utilisation" not in advice(full)
+
+
+def test_latency_and_network_advice():
+    late = with_phase(shares=shares(latency=0.7, memory=0.3))
+    assert advice(late)["latency"].saves == pytest.approx(0.007)
+    assert "CUDA graph" not in advice(late)["latency"].text
+    assert "CUDA graph" in advice(replace(late, eager=True))["latency"].text
+    sent = advice(with_phase(shares=shares(network=0.5, memory=0.5)))["network"]
+    assert sent.saves == pytest.approx(0.005)
+
+
+def test_the_optimizer_is_for_training():
+    moved = dict(DECODE.bytes) | {"optimizer": 5e10}
+    found = advice(with_phase(phase="training", bytes=moved))
+    assert found["optimizer"].saves == pytest.approx(0.8 * 0.01 * 0.5)
+    assert "optimizer" not in advice(with_phase(bytes=moved))
+
+
+def test_steps_are_ranked_and_few():
+    found = next_steps(FACTS, most=2)
+    assert [f.rule for f in found] == ["batch", "weights"]
+    assert [f.share for f in found] == sorted((f.share for f in found), reverse=True)
+    assert all(f.saves <= DECODE.step for f in found)
+
+
+def test_a_model_without_matrix_work_has_no_intensity():
+    found = rules(with_phase(intensity=0.0, flops=0))
+    assert found["memory-bound"].evidence == "no matrix work"
+
+
+@pytest.mark.parametrize("name", ["deepseek", "llama", "vit", "nothing"])
+def test_facts_say_what_the_steps_say(name):
+    """The record that the rules see, against the results that the tables show."""
+    facts = gather(study(name))
+    steps = {s.workload.phase: s for s in study(name).steps if s.ledger.execution == "efficient"}
+    assert {p.phase for p in facts.phases} == steps.keys()
+    for p in facts.phases:
+        step = steps[p.phase]
+        assert p.step == step.times.step
+        assert p.regime == step.times.regime
+        assert p.moved == step.cost.total_bytes
+        assert sum(p.categories.values()) == pytest.approx(step.times.device)
+        assert p.fits == step.feasible
+        assert sum(p.held.values()) == step.memory.total
+        assert p.naive is not None

@@ -1,0 +1,158 @@
+"""Next steps, each a rule over `Facts`, ranked by the time that its cause takes today.
+
+That is what a change may save at most: something else limits next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .facts import Facts, PhaseFacts
+from .findings import DOMINATES, MATTERS, Finding
+from .text import plural, seconds, si, size
+
+
+def next_steps(facts: Facts, most: int = 3) -> list[Finding]:
+    """What to try: what makes it run at all, then up to `most` a phase by what they may save."""
+    found = list(_fit(facts))
+    for phase in facts.phases:
+        mine = [f for rule in _NEXT for f in rule(facts, phase)]
+        mine = [f for f in mine if (f.share or 0) >= MATTERS]
+        found += sorted(mine, key=lambda f: -(f.share or 0))[:most]
+    return found
+
+
+def _fit(facts: Facts) -> Iterator[Finding]:
+    tight = [p for p in facts.phases if not p.fits]
+    if tight:
+        worst = max(tight, key=lambda p: p.chips)
+        held = sum(worst.held.values())
+        kind = max(worst.held, key=lambda name: worst.held[name])
+        yield Finding(
+            "shard",
+            f"Spread {worst.phase} over at least {plural(worst.chips, 'chip')}, or make its {kind} "
+            "smaller: nothing below matters until it fits.",
+            f"{kind} {size(worst.held[kind])} of {size(held)}",
+            worst.phase,
+        )
+
+
+def _saving(p: PhaseFacts, rule: str, text: str, evidence: str, saves: float) -> Finding:
+    return Finding(rule, text, evidence, p.phase, saves, saves / p.step if p.step else 0.0)
+
+
+def _reading(p: PhaseFacts, *roles: str) -> float:
+    """Seconds that wait for bytes of `roles`: their part of the time that waits for memory."""
+    moved = sum(p.bytes.get(role, 0.0) for role in roles)
+    return p.shares.get("memory", 0.0) * p.step * moved / p.moved if p.moved else 0.0
+
+
+def _smaller_weights(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    if p.phase == "training":
+        return
+    half = {"bf16": "FP8", "fp16": "FP8", "fp32": "BF16", "fp8": "4-bit"}.get(facts.dtype)
+    if half is not None:
+        waits = _reading(p, "weights")
+        yield _saving(
+            p, "weights", f"Keep the weights in {half}: half of their bytes.",
+            f"{waits / p.step:.0%} of the step waits for {si(p.bytes['weights'])}B of weights",
+            waits / 2,
+        )  # fmt: skip
+
+
+def _more_sequences(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    """Weights are read once for all sequences of a batch."""
+    waits = _reading(p, "weights")
+    if p.phase == "decode" and p.regime == "memory" and waits >= DOMINATES * p.step:
+        yield _saving(
+            p, "batch",
+            "Decode more sequences together: per token, the reads of weights that they share "
+            "become free. The saving is per token, and experts that were not hit yet are read in "
+            "addition.",
+            f"{p.intensity:,.1f} FLOP/B at batch {p.batch}, the ridge is "
+            f"{p.ridge / p.intensity:,.0f} times as high" if p.intensity else "no matrix work",
+            waits,
+        )  # fmt: skip
+
+
+def _smaller_cache(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = _reading(p, "kv")
+    if p.phase != "training":
+        yield _saving(
+            p, "kv", "Keep the KV cache in a format of half the size.",
+            f"{waits / p.step:.0%} of the step waits for {si(p.bytes.get('kv', 0))}B of cache",
+            waits / 2,
+        )  # fmt: skip
+
+
+def _fuse(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = _reading(p, "activations", "temporary")
+    moved = p.bytes.get("activations", 0) + p.bytes.get("temporary", 0)
+    yield _saving(
+        p, "fuse", "Fuse across the kernels that remain: activations written and read again.",
+        f"{waits / p.step:.0%} of the step waits for {si(moved)}B of activations", waits,
+    )  # fmt: skip
+
+
+def _optimizer(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = _reading(p, "optimizer", "gradients")
+    if p.phase == "training":
+        yield _saving(
+            p, "optimizer",
+            "Update less often (more sequences or microbatches a step), spread the optimizer over "
+            "the data-parallel chips, or keep its state in fewer bits.",
+            f"{waits / p.step:.0%} of the step waits for "
+            f"{si(p.bytes.get('optimizer', 0) + p.bytes.get('gradients', 0))}B of optimizer state "
+            "and gradients", waits,
+        )  # fmt: skip
+
+
+def _precision(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    if p.faster is None:
+        return
+    name, ratio = p.faster
+    waits = p.shares.get("compute", 0.0) * p.step
+    yield _saving(
+        p, "precision", f"Run the products in {name}: {ratio:.1f} times the peak of {p.precision}.",
+        f"{waits / p.step:.0%} of the step waits for compute", waits * (1 - 1 / ratio),
+    )  # fmt: skip
+
+
+def _closer_to_peak(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = p.shares.get("compute", 0.0) * p.step
+    lost = waits - p.compute
+    if lost > 0:
+        yield _saving(
+            p, "utilisation",
+            "Bring the products nearer to the peak: larger tiles, fewer and larger products, "
+            "padding to tile sizes.",
+            f"what waits for compute takes {seconds(waits)}, its FLOPs at the datasheet's peak "
+            f"{seconds(p.compute)}", lost,
+        )  # fmt: skip
+
+
+def _latency(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = p.shares.get("latency", 0.0) * p.step
+    yield _saving(
+        p, "latency",
+        "Record the step as a CUDA graph: the host launches every kernel on its own."
+        if facts.eager
+        else "Launch less: fewer and larger kernels, or starts that overlap with what runs.",
+        f"{plural(p.launches, 'launch', 'launches')}: {waits / p.step:.0%} of the step waits "
+        "for them to start", waits,
+    )  # fmt: skip
+
+
+def _network(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    waits = p.shares.get("network", 0.0) * p.step
+    yield _saving(
+        p, "network",
+        "Send less or behind compute: overlap, another split, messages in fewer bits.",
+        f"{waits / p.step:.0%} of the step waits for collectives that nothing hides", waits,
+    )  # fmt: skip
+
+
+_NEXT: tuple[Callable[[Facts, PhaseFacts], Iterator[Finding]], ...] = (
+    _smaller_weights, _more_sequences, _smaller_cache, _fuse, _optimizer, _precision,
+    _closer_to_peak, _latency, _network,
+)  # fmt: skip

@@ -1,0 +1,82 @@
+"""How far batching takes decode, from one traced step.
+
+A decode step of B sequences runs B f FLOPs and moves W + B a bytes: f and a are those of one
+sequence (its cache and activations), W are the weights, all experts of them once B is large. So the
+intensity tends to f / a, and reaches the ridge at B = ridge W / (f - ridge a), if ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..cost.conventions import distinct_experts
+from ..cost.dataflow import Dataflow
+from ..cost.work import ATTENTION, GATHER, GROUPED_GEMM
+from ..predict import Step
+from .facts import main_precision
+
+
+@dataclass(frozen=True)
+class Batching:
+    """FLOPs `f` and bytes `a` of a sequence, bytes of all weights, and what follows.
+
+    `attention` is the FLOP/B of the attention kernels alone, None without: what the step tends to
+    as the context grows. `cache` is bytes that a sequence holds.
+    """
+
+    flops: float
+    moved: float
+    weights: float
+    ridge: float
+    precision: str
+    attention: float | None
+    cache: float
+    held_weights: float
+
+    @property
+    def limit(self) -> float:
+        """FLOP/B as the batch grows without end."""
+        return self.flops / self.moved if self.moved else float("inf")
+
+    @property
+    def crossing(self) -> float | None:
+        """Sequences at which the sums reach the ridge; None: no batch does."""
+        gain = self.flops - self.ridge * self.moved
+        return self.ridge * self.weights / gain if gain > 0 else None
+
+
+def batching(step: Step) -> Batching:
+    """What the traced decode step says of larger batches at its context."""
+    batch = step.workload.batch
+    trace = step.trace
+    flow: Dataflow | None = None
+    weights = rows = 0.0
+    attention_flops = attention_bytes = 0
+    for kernel in step.ledger.kernels:
+        if kernel.kind == ATTENTION:
+            attention_flops += kernel.cost.total_flops
+            attention_bytes += kernel.cost.total_bytes
+        for part in kernel.parts:
+            read = float(part.cost.bytes_by_role["weights"])
+            if read and kernel.kind == GROUPED_GEMM:
+                flow = flow or Dataflow(trace.ops)
+                stack = next((r for r in trace.ops[part.op].inputs() if len(r.shape) == 3), None)
+                top_k = flow.top_k(part.op)
+                if stack is not None and top_k:
+                    law, experts = step.ledger.conventions.routing, stack.shape[0]
+                    read *= experts / distinct_experts(law, experts, top_k, batch)
+            if kernel.kind == GATHER:  # rows of a table, a few for each sequence
+                rows += read
+            else:
+                weights += read
+    precision = main_precision(step)
+    return Batching(
+        step.cost.total_flops / batch,
+        (step.cost.total_bytes - step.cost.bytes_by_role["weights"] + rows) / batch,
+        weights,
+        step.chip.ridge(precision),
+        precision,
+        attention_flops / attention_bytes if attention_flops and attention_bytes else None,
+        step.memory.kv / batch,
+        step.memory.weights,
+    )

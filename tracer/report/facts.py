@@ -1,0 +1,226 @@
+"""What the rules of `findings` look at: a plain record of one study on its first chip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..cost import EFFICIENT, NAIVE
+from ..cost.dataflow import Dataflow
+from ..cost.work import ATTENTION, GROUPED_GEMM
+from ..predict import Step
+from .categories import EXPERTS, ORDER, Categories
+from .summary import Study
+
+MEMORY_KINDS = ("weights", "kv", "gradients", "optimizer", "activations")
+
+
+@dataclass(frozen=True)
+class Naive:
+    """The same phase with every op its own kernel."""
+
+    step: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class PhaseFacts:
+    """One phase on one chip, in the execution that the report details.
+
+    `shares` is of the step's time by what it waits for, `bytes` by role, `categories` seconds by
+    category, `held` bytes by what they are for; `ridge` is that of the precision of most work.
+    `crossing` is the batch (or length) at which the phase changes its regime, None if none was
+    found up to `searched`; `searched` is 0 where nobody looked.
+    """
+
+    phase: str
+    batch: int
+    length: int
+    tokens: int
+    step: float
+    bound: float
+    spread: tuple[float, float] | None
+    shares: Mapping[str, float]
+    flops: float
+    intensity: float
+    ridge: float
+    precision: str
+    bytes: Mapping[str, float]
+    categories: Mapping[str, float]
+    held: Mapping[str, float]
+    chips: int
+    launches: int
+    mfu: float
+    compute: float  # s of the matrix work at the datasheet's peak
+    faster: tuple[str, float] | None = None  # a smaller precision and its rate over this one's
+    naive: Naive | None = None
+    crossing: float | None = None
+    searched: int = 0
+
+    @property
+    def regime(self) -> str:
+        """What the largest share of the time waits for."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+    @property
+    def fits(self) -> bool:
+        """In the memory of one chip."""
+        return self.chips <= 1
+
+    @property
+    def moved(self) -> float:
+        """All bytes."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model on one chip.
+
+    `experts` and `top_k` are 0 for a dense model; `expert_parameters` is the share of parameters in
+    the experts' part. `chip_memory` is bytes, `estimated` the largest share of a phase's time that
+    rests on estimates, `unmodelled` on bytes alone.
+    """
+
+    model: str
+    chip: str
+    chip_memory: float
+    dtype: str
+    parameters: int
+    active: int
+    kv_bytes: int
+    phases: tuple[PhaseFacts, ...]
+    experts: int = 0
+    top_k: int = 0
+    expert_parameters: float = 0.0
+    estimated: float = 0.0
+    unmodelled: float = 0.0
+    calibrated: bool = True
+    eager: bool = False  # the host launches every kernel on its own
+
+    def phase(self, name: str) -> PhaseFacts | None:
+        """The phase of that name, if it was asked for."""
+        return next((p for p in self.phases if p.phase == name), None)
+
+
+def detailed(study: Study) -> str:
+    """The execution that the report goes into: efficient where there is one."""
+    shown = {step.ledger.execution for step in study.steps}
+    return EFFICIENT if EFFICIENT in shown else NAIVE
+
+
+def steps_of(study: Study, execution: str | None = None, chip: int = 0) -> list[Step]:
+    """The steps on one chip, of one execution or of both, in the order in which they ran."""
+    return [
+        step
+        for step in study.steps
+        if step.chip is study.chips[chip] and execution in (None, step.ledger.execution)
+    ]
+
+
+def main_precision(step: Step) -> str:
+    """That of most matrix FLOPs, as far as the chip has a rate for it."""
+    known = {p: f for p, f in step.cost.flops.items() if p in step.chip.peak}
+    usual = "bf16" if "bf16" in step.chip.peak else next(iter(step.chip.peak))
+    return max(known, key=lambda name: known[name], default=usual)
+
+
+def routing(study: Study) -> tuple[int, int]:
+    """(experts, chosen by a token), from the shapes of grouped products; (0, 0) without."""
+    for step in study.steps:
+        flow: Dataflow | None = None
+        for kernel in step.ledger.kernels:
+            if kernel.kind != GROUPED_GEMM:
+                continue
+            for part in kernel.parts:
+                stacks = [r for r in step.trace.ops[part.op].inputs() if len(r.shape) == 3]
+                flow = flow or Dataflow(step.trace.ops)
+                if stacks:
+                    return stacks[0].shape[0], flow.top_k(part.op) or 0
+    return 0, 0
+
+
+def attends(step: Step) -> bool:
+    """Whether some kernel is a fused attention."""
+    return any(kernel.kind == ATTENTION for kernel in step.ledger.kernels)
+
+
+def parameters_by_category(study: Study) -> dict[str, int]:
+    """Elements of parameters by what their module is for."""
+    trace = study.steps[0].trace
+    known = Categories(trace)
+    standing = {member: fold.module for fold in trace.folds for member in fold.members}
+    found: dict[str, int] = {}
+    for parameter in trace.parameters:
+        if parameter.buffer:
+            continue
+        owner = parameter.name.rpartition(".")[0]
+        for member, layer in standing.items():
+            if owner == member or owner.startswith(f"{member}."):
+                owner = layer + owner[len(member) :]
+                break
+        name = known.of(owner)
+        found[name] = found.get(name, 0) + parameter.numel
+    return {name: found[name] for name in ORDER if name in found}
+
+
+def gather(study: Study) -> Facts:
+    """The facts of `study`."""
+    experts, top_k = routing(study)
+    by_category = parameters_by_category(study)
+    total = sum(by_category.values())
+    phases = tuple(_phase(study, step) for step in steps_of(study, detailed(study)))
+    worst = {"estimated": 0.0, "unmodelled": 0.0}
+    for step in steps_of(study, detailed(study)):
+        for confidence, row in step.coverage().items():
+            if confidence in worst:
+                worst[confidence] = max(worst[confidence], row["time"])
+    calibration = study.steps[0].times.calibration if study.steps else None
+    chip = study.chips[0]
+    return Facts(
+        study.name, chip.name, float(chip.memory_capacity), study.dtype,
+        study.inventory.parameters, study.inventory.active_parameters,
+        study.inventory.kv_bytes_per_token, phases, experts, top_k,
+        by_category.get(EXPERTS, 0) / total if total else 0.0,
+        worst["estimated"], worst["unmodelled"],
+        calibration is None or calibration.status() != "uncalibrated", study.timing.host > 0,
+    )  # fmt: skip
+
+
+def _phase(study: Study, step: Step) -> PhaseFacts:
+    work, times = step.workload, step.times
+    other = [
+        s for s in steps_of(study, NAIVE)
+        if s.workload.phase == work.phase and step.ledger.execution == EFFICIENT
+    ]  # fmt: skip
+    precision = main_precision(step)
+    crossing, searched = _crossing(study, work.phase, step)
+    return PhaseFacts(
+        work.phase, work.batch, work.context if work.phase == "decode" else work.seq, work.tokens,
+        times.step, times.bound, times.interval(), times.shares(), step.cost.total_flops,
+        step.cost.intensity, step.chip.ridge(precision), precision, step.cost.bytes_by_role,
+        times.by(Categories(step.trace).key_of_time),
+        {kind: getattr(step.memory, kind) for kind in MEMORY_KINDS},
+        step.chips_at_least, times.launches, step.mfu, times.compute, _faster(step, precision),
+        Naive(other[0].times.step, other[0].cost.total_bytes) if other else None,
+        crossing, searched,
+    )  # fmt: skip
+
+
+def _faster(step: Step, precision: str) -> tuple[str, float] | None:
+    """The next smaller precision that the chip has units for."""
+    peak = step.chip.peak
+    smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
+    found = smaller.get(precision, "")
+    if found not in peak or precision not in peak or peak[found] <= peak[precision]:
+        return None
+    return found, float(peak[found] / peak[precision])
+
+
+def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int]:
+    for sweep in study.sweeps or ():
+        if sweep.phase == phase and sweep.chip == step.chip.id:
+            for crossing in sweep.crossings:
+                if crossing.execution == step.ledger.execution:
+                    return crossing.value, crossing.searched_to
+    return None, 0

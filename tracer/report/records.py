@@ -1,0 +1,182 @@
+"""What later stages may add to a `Study`: plain records, one a section that needs them.
+
+A field that is None leaves its section out of the report. All values are raw: FLOPs, bytes,
+seconds, shares; `chip` is a chip's id and `execution` is "naive" or "efficient".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class SweepPoint(NamedTuple):
+    """One step of a sweep: `value` of the axis, and what the step costs there."""
+
+    value: int
+    execution: str
+    flops: float
+    bytes: float
+    compute: float  # s, all work at its peak
+    memory: float  # s, all bytes at full bandwidth
+    step: float  # s, the estimate
+    regime: str  # compute, memory, latency or network
+    tokens: int  # that the step processes
+    held: float  # bytes that it holds, all chips together
+    fits: bool
+    network: float = 0.0  # s of collectives that nothing hides
+
+
+class Crossing(NamedTuple):
+    """Where `what` happens on a sweep's axis; `value` is None if not up to `searched_to`."""
+
+    execution: str
+    what: str  # such as "FLOP/B reaches the ridge"
+    value: float | None
+    searched_to: int
+    note: str = ""  # such as "its cache alone needs 14 chips"
+
+
+class Sweep(NamedTuple):
+    """One knob varied with all else held: "batch" of decode, "seq" of prefill, "context", ..."""
+
+    phase: str
+    axis: str
+    chip: str
+    held: Mapping[str, int]  # what stayed as it was, such as {"context": 4096}
+    points: tuple[SweepPoint, ...]
+    crossings: tuple[Crossing, ...] = ()
+
+
+class Elasticity(NamedTuple):
+    """% that the step changes for 1 % more of `knob`, at the workload of the report."""
+
+    phase: str
+    execution: str
+    chip: str
+    knob: str
+    kind: str  # "model", "workload", "chip", "precision", ...
+    value: float
+
+
+class GridPoint(NamedTuple):
+    """One combination of a grid: the knobs' values and the step."""
+
+    knobs: Mapping[str, float | str]
+    step: float
+    regime: str
+    fits: bool
+
+
+class Grid(NamedTuple):
+    """Every combination of a few knobs; the report ranks knobs by the spread of their medians."""
+
+    phase: str
+    execution: str
+    chip: str
+    points: tuple[GridPoint, ...]
+
+
+class Sensitivity(NamedTuple):
+    """What moves a step: local elasticities, and a grid for what is not local."""
+
+    elasticities: tuple[Elasticity, ...] = ()
+    grids: tuple[Grid, ...] = ()
+
+
+class DecodeLimit(NamedTuple):
+    """Whether decode can wait for compute at all under DP = EP = `ep`, and from which batch on."""
+
+    chip: str
+    ep: int
+    context: int
+    intensity: float  # FLOP/B of memory as the batch grows without end
+    network_intensity: float | None  # FLOP/B sent between chips, None where nothing is sent
+    batch: int | None  # sequences a chip from which it waits for compute; None: never in reach
+    limiter: str  # what it waits for there, or what keeps it from compute
+    held: float | None  # bytes a chip at that batch
+    fits: bool | None
+
+
+class Message(NamedTuple):
+    """Collectives of one kind in one phase of one plan, a step, seen from one chip."""
+
+    phase: str
+    plan: str
+    collective: str  # all_reduce, all_to_all, ...
+    group: str  # such as "tp 8 in a node", "ep 64 across nodes"
+    calls: int
+    bytes: float  # that a chip sends
+    seconds: float
+    hidden: float  # seconds of them behind compute
+
+
+class PlanRow(NamedTuple):
+    """A step under one plan over many chips."""
+
+    phase: str
+    plan: str  # such as "tp 8, ep 64, dp 8"
+    chip: str
+    chips: int
+    step: float
+    compute: float
+    memory: float
+    network: float  # s that nothing hides
+    tokens: int  # a step, all chips together
+    held: float  # bytes a chip
+    fits: bool
+    regime: str
+
+
+class WeightRow(NamedTuple):
+    """Statistics of one parameter (or a pattern of them) of a checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    numel: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    zeros: float  # share of elements
+    outliers: float  # share of elements more than 6 standard deviations from the mean
+
+
+class Sublayer(NamedTuple):
+    """One line of the per-module formulas, symbolic in the names that the study chose."""
+
+    module: str  # pattern, layer numbers as *
+    phase: str
+    flops: str  # such as "2*B*S*7168*1536"
+    bytes: str
+
+
+class ClosedForm(NamedTuple):
+    """One op of one module as arithmetic over B, S and L that a page can evaluate.
+
+    Expressions use + - * / ** ( ) min max ceil floor, numbers, and B, S, L. `bytes` has one
+    expression a role. `precision` is that of the FLOPs; `times` how many such ops there are.
+    """
+
+    phase: str
+    execution: str
+    module: str
+    op: str
+    times: int
+    precision: str
+    flops: str
+    bytes: Mapping[str, str]
+
+
+class AccuracyRow(NamedTuple):
+    """Errors of the kernel model on measured kernels of one family, in %."""
+
+    family: str
+    chip: str
+    constants: str
+    rows: int
+    mape: float
+    bias: float
+    plain: float  # MAPE of the roofline at datasheet peaks on the same rows
+    single: float  # MAPE of the roofline at the one efficiency that fits them best

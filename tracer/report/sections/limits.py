@@ -1,0 +1,111 @@
+"""What no kernel and no schedule can change: floors of the architecture on a chip."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...cost.conventions import distinct_experts
+from ...predict import Step
+from ..blocks import Column, Section, Text, section_of, table_of
+from ..decode import batching
+from ..facts import detailed, routing, steps_of
+from ..summary import Study
+from ..text import seconds, si, size
+
+
+class _Limit(NamedTuple):
+    """`value` in base units, `reads` as people read it, `why` with the arithmetic."""
+
+    what: str
+    value: float
+    reads: str
+    why: str
+
+
+def section(study: Study) -> Section | None:
+    """Floors and ceilings on the first chip."""
+    rows: list[_Limit] = []
+    for step in steps_of(study, detailed(study)):
+        rows += _of_step(step)
+        if step.workload.phase == "decode":
+            rows += _of_cache(study, step)
+            rows += _of_experts(study, step)
+    chip = study.chips[0]
+    return section_of(
+        "Architectural limits",
+        Text(
+            f"Bounds that the architecture sets on one {chip.name}, from the datasheet's rates: no "
+            "kernel, fusion or schedule goes below them without changing the model, its precision, "
+            "the workload or the chip."
+        ),
+        table_of(
+            "limits",
+            "Each with its arithmetic.",
+            (
+                Column("limit", "limit"),
+                Column("value", "value in base units", "number"),
+                Column("reads", "reads"),
+                Column("why", "because"),
+            ),
+            [tuple(row) for row in rows],
+        ),
+    )
+
+
+def _of_step(step: Step) -> list[_Limit]:
+    chip, work = step.chip, step.workload
+    found = []
+    if step.times.compute:
+        found.append(_Limit(
+            f"{work.phase}: time of its matrix work", step.times.compute,
+            seconds(step.times.compute),
+            f"{si(step.cost.total_flops)}FLOP at the dense peaks of their precisions",
+        ))  # fmt: skip
+    weights = step.cost.read.get("weights", 0)
+    if work.phase == "decode":
+        floor = weights / chip.memory_bandwidth
+        found.append(_Limit(
+            f"decode of {work.batch}: time to read its weights once", floor, seconds(floor),
+            f"{si(weights)}B over {si(chip.memory_bandwidth)}B/s: at most "
+            f"{work.tokens / floor:,.0f} tokens/s at this batch" if floor else "no weights",
+        ))  # fmt: skip
+    return found
+
+
+def _of_cache(study: Study, step: Step) -> list[_Limit]:
+    b = batching(step)
+    found = []
+    each = study.inventory.kv_bytes_per_token
+    room = float(step.chip.memory_capacity)
+    if each:
+        tokens = room / each
+        found.append(_Limit(
+            "tokens of cache that the whole memory of a chip holds", tokens, f"{tokens:,.0f}",
+            f"{size(room)} over {each:,} B a token, with no room for weights",
+        ))  # fmt: skip
+    if b.attention is not None:
+        found.append(_Limit(
+            "FLOP/B of decode as the context grows", b.attention, f"{b.attention:,.1f}",
+            "FLOPs over bytes of its attention kernels alone",
+        ))  # fmt: skip
+    found.append(_Limit(
+        "FLOP/B of decode as the batch grows, at this context", b.limit, f"{b.limit:,.1f}",
+        f"{si(b.flops)}FLOP over {si(b.moved)}B of one sequence; the ridge is {b.ridge:,.0f}",
+    ))  # fmt: skip
+    return found
+
+
+def _of_experts(study: Study, step: Step) -> list[_Limit]:
+    experts, top_k = routing(study)
+    if not experts or not top_k:
+        return []
+    tokens = step.workload.tokens
+    law = study.conventions.routing
+    hit = distinct_experts(law, experts, top_k, tokens)
+    rows = tokens * top_k / hit
+    return [
+        _Limit(
+            f"distinct experts that {tokens:,} decoded tokens hit", hit, f"{hit:,.1f} of {experts}",
+            f"routing={law}; each is read whole for {rows:,.1f} rows in the mean",
+        )
+    ]  # fmt: skip

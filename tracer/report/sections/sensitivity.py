@@ -1,0 +1,117 @@
+"""Which knob moves the step: elasticities at the workload, and rankings over grids."""
+
+from __future__ import annotations
+
+import statistics
+
+from ..bars import draw_signed
+from ..blocks import Block, Column, Figure, Section, Text, section_of, table_of
+from ..records import Elasticity, Grid
+from ..summary import Study
+from ..text import seconds
+
+_SHOWN = 5  # points of a grid from either end
+
+
+def section(study: Study) -> Section | None:
+    """Absent until the study computed something."""
+    found = study.sensitivity
+    if found is None or not (found.elasticities or found.grids):
+        return None
+    return section_of(
+        "Sensitivity",
+        Text(
+            "An elasticity is the change of the step in % for 1 % more of a knob, all else held: "
+            "-1 halves the step when the knob doubles, 0 does nothing. It holds near the workload "
+            "of this report; the grids show what happens further away."
+        ),
+        *(_elasticities(list(found.elasticities))),
+        *(part for grid in found.grids for part in _grid(grid)),
+    )
+
+
+def _elasticities(rows: list[Elasticity]) -> list[Block | None]:
+    ordered = sorted(rows, key=lambda e: (e.phase, e.execution, -abs(e.value)))
+    parts: list[Block | None] = [
+        table_of(
+            "elasticities",
+            "Elasticities of the step, largest first.",
+            (
+                Column("phase", "phase"),
+                Column("exec", "exec"),
+                Column("chip", "chip", "code"),
+                Column("knob", "knob", "code"),
+                Column("kind", "kind"),
+                Column("value", "% a %", "number"),
+            ),
+            [tuple(row) for row in ordered],
+        )
+    ]
+    for phase in dict.fromkeys(e.phase for e in ordered):
+        mine = [e for e in ordered if e.phase == phase][:12]
+        bars = [(f"{e.knob} ({e.execution})", e.value) for e in mine]
+        parts.append(_elasticity_figure(phase, bars))
+    return parts
+
+
+def _elasticity_figure(phase: str, bars: list[tuple[str, float]]) -> Figure:
+    return Figure(
+        f"elasticities_{phase}",
+        f"What moves {phase}: bars to the left make it faster, to the right slower.",
+        lambda f: draw_signed(
+            f, bars, "% of the step for 1 % of the knob", f"Elasticities of {phase}"
+        ),
+        (8.0, 1.4 + 0.3 * len(bars)),
+    )
+
+
+def knob_effects(grid: Grid) -> list[tuple[str, float, str]]:
+    """(knob, spread of the medians, the medians as text), largest spread first."""
+    found = []
+    for knob in grid.points[0].knobs if grid.points else ():
+        values: dict[float | str, list[float]] = {}
+        for point in grid.points:
+            values.setdefault(point.knobs[knob], []).append(point.step)
+        medians = {value: statistics.median(steps) for value, steps in values.items()}
+        ordered = sorted(medians, key=lambda v: (isinstance(v, str), v))
+        text = ", ".join(f"{value}: {seconds(medians[value])}" for value in ordered)
+        low = min(medians.values())
+        found.append((knob, max(medians.values()) / low - 1 if low else 0.0, text))
+    return sorted(found, key=lambda row: -row[1])
+
+
+def _grid(grid: Grid) -> list[Block | None]:
+    knobs = list(grid.points[0].knobs) if grid.points else []
+    slug = f"{grid.phase}_{grid.execution}_{grid.chip}"
+    ordered = sorted(grid.points, key=lambda p: p.step)
+    shown = ordered
+    if len(ordered) > 2 * _SHOWN:
+        shown = [*ordered[:_SHOWN], *ordered[-_SHOWN:]]
+    return [
+        table_of(
+            f"knobs_{slug}",
+            f"Knobs of {grid.phase}, {grid.execution}, on {grid.chip}, ranked by how far the "
+            f"median step moves over their values ({len(grid.points):,} points).",
+            (
+                Column("knob", "knob", "code"),
+                Column("effect", "effect", "delta"),
+                Column("medians", "median step by value"),
+            ),
+            knob_effects(grid),
+        ),
+        table_of(
+            f"grid_{slug}",
+            "The fastest and the slowest points.",
+            (
+                *(Column(name, name) for name in knobs),
+                Column("step", "step", "s"),
+                Column("regime", "waits for"),
+                Column("fits", "fits"),
+            ),
+            [
+                (*(str(p.knobs[name]) for name in knobs), p.step, p.regime,
+                 "yes" if p.fits else "no")
+                for p in shown
+            ],
+        ),
+    ]  # fmt: skip
