@@ -34,8 +34,9 @@ def test_deepseek_v3_on_2048_h800():
         if name != "1B (input gradient)":  # 20.5 % short; see docs/plans.md
             assert abs(row.error) <= row.within, row
     assert abs(rows["1B (input gradient)"].error) < 0.25
-    # 249.8 GFLOP a token (table 2 prints 250), 385 TFLOP/s a GPU in 19.926 s.
-    assert step.flops / step.tokens == pytest.approx(249.81e9, rel=1e-3)
+    # 249.81 GFLOP a token without the routers of 58 layers (table 2 prints 250), which are here.
+    routers = 3 * 2 * 58 * 256 * 7168
+    assert step.flops / step.tokens - routers == pytest.approx(249.81e9, rel=1e-4)
 
 
 def test_the_published_split_and_price_by_hand():
