@@ -77,7 +77,7 @@ def main() -> None:
 
 def check(program: Any, phase: str, count: int) -> None:
     """Costs at random sizes from the formulas and from the concrete trace."""
-    from survey_symbolic import differences
+    from survey_symbolic import wrong_at
 
     from tracer.capture.workload import Workload, record, record_symbolic
 
@@ -91,7 +91,7 @@ def check(program: Any, phase: str, count: int) -> None:
         if symbolic.scope.violated(at):
             continue
         concrete = record(program, Workload(phase, batch, tokens, tokens, "none"))
-        wrong = differences(symbolic, concrete, at)
+        wrong = wrong_at(symbolic, concrete, at)
         assert not wrong, f"{at}: {wrong}"
         done += 1
     print(f"formulas equal the concrete trace at {done} random sizes of {tried} drawn; hold for")

@@ -99,7 +99,7 @@ def trace_family(row: Row) -> None:
             if trace.scope.violated(names):
                 continue
             concrete = record(build(row), _work(phase, point), fold=False)
-            wrong = differences(trace, concrete, names)
+            wrong = wrong_at(trace, concrete, names)
             if wrong:
                 row.phases[phase] = f"differs at {names}: {wrong}"
                 break
@@ -120,22 +120,16 @@ def _work(phase: str, point: tuple[int, int]) -> Any:
     return Workload(phase, batch, tokens, tokens, "none")
 
 
-def differences(symbolic: Any, concrete: Any, point: dict[str, int]) -> str:
-    """What of the two traces' costs is not equal at `point`; empty if nothing."""
-    from tracer.algebra.expression import value_at
+def wrong_at(symbolic: Any, concrete: Any, point: dict[str, int]) -> str:
+    """What of the two traces' costs is not equal at `point` under some execution."""
     from tracer.cost import EXECUTIONS, price
+    from tracer.study.agreement import differences
 
     for execution in EXECUTIONS:
-        ours = price(symbolic, execution=execution).total()
-        theirs = price(concrete, execution=execution).total()
-        for name in ("flops", "recompute_flops", "read", "write"):
-            mine, other = getattr(ours, name), getattr(theirs, name)
-            for key in {**mine, **other}:
-                value = value_at(mine.get(key, 0), point)
-                if value != other.get(key, 0):
-                    return f"{execution} {name} {key}: {value} is not {other.get(key, 0)}"
-        if value_at(ours.vector_flops, point) != theirs.vector_flops:
-            return f"{execution} vector FLOPs"
+        ledgers = (price(trace, execution=execution) for trace in (symbolic, concrete))
+        found = differences(*ledgers, point)
+        if found:
+            return f"{execution} {found}"
     return ""
 
 

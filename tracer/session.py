@@ -191,7 +191,17 @@ class Session:
         return sum(p.numel for p in self.trace.parameters if not p.buffer)
 
     def on(self, chip: str | Chip, timing: Timing | None = None) -> Times:
-        """Seconds on `chip`, a name of `tracer --list-chips`, a TOML file or a `Chip`."""
+        """Seconds on `chip`, a name of `tracer --list-chips`, a TOML file or a `Chip`.
+
+        Raises:
+            UserError: no such chip, or a trace of symbols, which has no seconds before its sizes
+                have values.
+        """
+        if self.trace.scope is not None:
+            raise UserError(
+                "this trace has symbols and its seconds depend on them: trace at numbers, or "
+                "evaluate tracer.machine.symbolic.StepModel at many"
+            )
         target = chip if isinstance(chip, Chip) else load_chip(chip)
         return time_ledger(self.ledger(), target, timing)
 

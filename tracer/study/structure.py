@@ -23,6 +23,7 @@ from typing import Any
 from ..capture.configs import find_config, reference_sources
 from ..cost.conventions import Conventions
 from ..errors import UserError, did_you_mean
+from .agreement import differences
 from .closed import Closed, close
 
 SYMBOLS = {"B": "sequences", "S": "tokens a sequence",
@@ -116,6 +117,7 @@ def closed_form(structure: Structure, cache: Cache) -> Closed:
 
     Raises:
         UserError: the model is not known, has no such phase, or cannot be traced with symbols.
+        NotSymbolic: its formulas are not what a trace of numbers counts at the same sizes.
     """
     config, _ = find_config(structure.model)
     key = _digest(structure, config)
@@ -145,7 +147,8 @@ def config_value(model: str, knob: str) -> tuple[str, int]:
 
 def _trace(structure: Structure, config: Mapping[str, Any] | None) -> Closed:
     from ..capture.program import load_program
-    from ..capture.workload import Workload, record_symbolic
+    from ..capture.symbolic import NotSymbolic
+    from ..capture.workload import Workload, record, record_symbolic
     from ..cost import price
 
     longest = config.get("max_position_embeddings") if config is not None else None
@@ -161,7 +164,18 @@ def _trace(structure: Structure, config: Mapping[str, Any] | None) -> Closed:
         workload = Workload(structure.phase, structure.batch, tokens, tokens)
         attention = "naive" if structure.execution == "naive" else "fused"
         trace = record_symbolic(program, workload, attention=attention)
-    ledger = price(trace, structure.conventions, execution=structure.execution)
+        numbers = record(program, workload, attention=attention)
+    ledger, same = (
+        price(each, structure.conventions, execution=structure.execution)
+        for each in (trace, numbers)
+    )
+    assert trace.scope is not None
+    found = differences(ledger, same, trace.scope.samples)
+    if found:
+        raise NotSymbolic(
+            f"{structure.name}: {structure.phase} with symbols is not the program that runs with "
+            f"numbers (it looks into its tensors): {found}"
+        )
     return close(ledger, structure.name, structure.phase, SYMBOLS, longest)
 
 
