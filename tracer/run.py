@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tracer.hardware import chip_ids, cluster_ids, load_chip, load_cluster
+from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .capture.program import Program
+    from .report.studied import Studied
     from .report.summary import Study
 
 PHASES = ("training", "prefill", "decode", "forward")
@@ -117,26 +118,37 @@ def _run(options: argparse.Namespace, command: str) -> None:
 
     _check_model(options)
     out = files.check_folder(options.out) if options.out is not None else None
-    study = answer(options, command)
+    study = answer(options, command) if out is None else _whole_answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
     if out is not None:
         for line in files.summary(files.write(study, out), out):
             print(f"wrote {line}", file=sys.stderr)
 
 
-def answer(options: argparse.Namespace, command: str) -> Study:
-    """Everything the outputs show. Input is checked before any model is built."""
+def check(
+    options: argparse.Namespace,
+) -> tuple[tuple[Chip, ...], list[str] | None, list[str]]:
+    """Chips, phases (None: all) and executions, once everything that can be refused is.
+
+    Raises:
+        UserError: something that no run can use.
+    """
     named = {chip.id: chip for chip in map(load_chip, options.chip or ["h200_sxm"])}
-    chips = tuple(named.values())
     asked = _chosen(options.phase, PHASES, "--phase") if options.phase else None
     executions = _chosen(options.exec, EXECUTIONS, "--exec")
     _check_sizes(options)
-    for chip in chips:
+    for chip in named.values():
         if options.hf_config and (options.dtype or "bf16") in {"bf16", "fp8"} - set(chip.peak):
             raise UserError(
                 f"--dtype {options.dtype or 'bf16'}: {chip.name} has no such rate, "
                 f"only {', '.join(chip.peak)}"
             )
+    return tuple(named.values()), asked, executions
+
+
+def answer(options: argparse.Namespace, command: str) -> Study:
+    """Everything the outputs show. Input is checked before any model is built."""
+    chips, asked, executions = check(options)
 
     from .capture.workload import Workload, record
     from .cost import Conventions, price
@@ -150,14 +162,13 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         say(f"building {options.hf_config or options.module or options.exported}")
         program = _program(options)
         phases = _available(program, asked)
-        longest = min(TOKENS, program.longest or TOKENS)
-        seq, context = options.seq or longest, options.context or options.seq or longest
+        seq, context = _lengths(options, program)
         say("counting parameters")
         first = next((p for p in ("prefill", "forward") if p in program.phases), program.phases[0])
         small = Workload(first, 1, min(program.shortest, seq), context, "none")
         trace = record(program, small, fold=fold)
         tokens, longer = small.as_run(trace).tokens, None
-        if first == "prefill" and 2 * small.seq <= longest:
+        if first == "prefill" and 2 * small.seq <= min(TOKENS, program.longest or TOKENS):
             twice = record(program, Workload(first, 1, 2 * small.seq, context, "none"), fold=fold)
             longer = (twice, 2 * tokens)
         inventory = take_inventory(trace, tokens, longer)
@@ -180,6 +191,51 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         timing, _versions(), command, tuple(dict.fromkeys(notes)),
         plain_config(getattr(program, "config", None)),
     )  # fmt: skip
+
+
+def _whole_answer(options: argparse.Namespace, command: str) -> Study:
+    """`answer`, and beside it, in a process of its own, what a report takes from formulas.
+
+    A model that cannot be traced with symbols has a report without those sections.
+    """
+    from dataclasses import replace
+
+    from .beside import beside
+
+    check(options)
+    with beside(studied, options) as other:
+        study = answer(options, command)
+        try:
+            found = other()._asdict()
+        except Exception as error:  # whatever it is, the report does without
+            found = {"remarks": (f"no formulas in symbols: {' '.join(str(error).split())}",)}
+    remarks = found.pop("remarks")
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return replace(study, **found, remarks=(*study.remarks, *remarks))
+
+
+def studied(options: argparse.Namespace) -> Studied:
+    """Formulas, sweeps, sensitivity and limits for the report that `options` ask for."""
+    from .cost import Conventions
+    from .machine import Timing
+    from .report.studied import Asked, study
+
+    chips, asked, executions = check(options)
+    conventions, timing = assumptions(options.assume, Conventions, Timing)
+    program = _program(options)
+    seq, context = _lengths(options, program)
+    phases = tuple(_available(program, asked))
+    # A trace with symbols costs several of one with numbers: the efficient one has to do.
+    execution = "efficient" if "efficient" in executions else "naive"
+    return study(program, Asked(options.batch, seq, context, phases, (execution,), chips, timing,
+                                conventions))  # fmt: skip
+
+
+def _lengths(options: argparse.Namespace, program: Program) -> tuple[int, int]:
+    """Tokens of a sequence, and keys that a decoded token attends."""
+    longest = min(TOKENS, program.longest or TOKENS)
+    return options.seq or longest, options.context or options.seq or longest
 
 
 def _check_model(options: argparse.Namespace) -> None:

@@ -86,6 +86,6 @@ def full_study() -> Study:
             WeightRow("lm_head.weight", (96, 64), "bfloat16", 6144, 0.001, 0.02, -0.4, 0.5, 0.0,
                       0.0003),
         ),
-        sublayers=(Sublayer("layers.*.mlp", "decode", "6*B*64*32", "2*3*64*32"),),
+        sublayers=(Sublayer("decode", "layers.*.mlp", "mm", 2, "6*B*64*32", "2*3*64*32"),),
         closed_forms=CLOSED,
     )  # fmt: skip

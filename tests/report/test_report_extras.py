@@ -52,7 +52,7 @@ def test_their_tables(built):
     assert plan[keys.index("tokens_per_s")] == pytest.approx(3200)  # 64 tokens in 20 ms
     assert plan[keys.index("per_chip")] == pytest.approx(400)  # on 8 chips
     assert tables["weights"].rows[0][1] == "96 x 64"
-    assert tables["sublayers"].rows[0][2] == "6*B*64*32"
+    assert tables["formulas_decode"].rows[0][3] == "6*B*64*32"
 
 
 def test_knobs_are_ranked_by_their_medians_in_numeric_order():

@@ -94,6 +94,7 @@ def payload(study: Study) -> dict[str, Any]:
                     "roles": palette.ROLES, "waits": palette.WAITS},
         "closed_forms": [form._asdict() | {"bytes": dict(form.bytes)}
                          for form in study.closed_forms or ()],
+        "closed_ranges": [limits._asdict() for limits in study.closed_ranges or ()],
         "strings": strings.all,
     }  # fmt: skip
 

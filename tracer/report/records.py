@@ -49,14 +49,21 @@ class Sweep(NamedTuple):
 
 
 class Elasticity(NamedTuple):
-    """% that the step changes for 1 % more of `knob`, at the workload of the report."""
+    """% that the step changes for 1 % more of `knob`, at the workload of the report.
+
+    `halved` and `doubled` are the step's time over what it is now, None where a knob cannot go;
+    `changes` says at which values the step as a whole waits for something else.
+    """
 
     phase: str
     execution: str
     chip: str
     knob: str
-    kind: str  # "model", "workload", "chip", "precision", ...
+    kind: str  # "workload", "chip", "precision", "assumption", ...
     value: float
+    halved: float | None = None
+    doubled: float | None = None
+    changes: str = ""
 
 
 class GridPoint(NamedTuple):
@@ -144,19 +151,21 @@ class WeightRow(NamedTuple):
 
 
 class Sublayer(NamedTuple):
-    """One line of the per-module formulas, symbolic in the names that the study chose."""
+    """One line of the formulas by module: `times` runs of `op`, each in the trace's symbols."""
 
-    module: str  # pattern, layer numbers as *
     phase: str
-    flops: str  # such as "2*B*S*7168*1536"
+    module: str  # pattern, layer numbers as *
+    op: str
+    times: int
+    flops: str  # such as "2·B·S·7168·1536"
     bytes: str
 
 
 class ClosedForm(NamedTuple):
     """One op of one module as arithmetic over B, S and L that a page can evaluate.
 
-    Expressions use + - * / ** ( ) min max ceil floor, numbers, and B, S, L. `bytes` has one
-    expression a role. `precision` is that of the FLOPs; `times` how many such ops there are.
+    Expressions use + - * / ** ( ) min max ceil floor round sqrt log2, numbers, and B, S, L; `bytes`
+    has one a role. `precision` is that of the FLOPs; `times` how many such ops there are.
     """
 
     phase: str
@@ -167,6 +176,14 @@ class ClosedForm(NamedTuple):
     precision: str
     flops: str
     bytes: Mapping[str, str]
+
+
+class ClosedRange(NamedTuple):
+    """Where the closed forms of one step hold: (in words, arithmetic that is above 0 there)."""
+
+    phase: str
+    execution: str
+    conditions: tuple[tuple[str, str], ...]
 
 
 class AccuracyRow(NamedTuple):

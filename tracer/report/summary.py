@@ -15,6 +15,7 @@ from ..machine.roofline import KernelTime
 from ..predict import Inventory, Step
 from .records import (
     ClosedForm,
+    ClosedRange,
     DecodeLimit,
     Message,
     PlanRow,
@@ -51,6 +52,7 @@ class Study:
     weights: tuple[WeightRow, ...] | None = None
     sublayers: tuple[Sublayer, ...] | None = None
     closed_forms: tuple[ClosedForm, ...] | None = None
+    closed_ranges: tuple[ClosedRange, ...] | None = None
 
     def notes(self) -> list[str]:
         """The conventions and assumptions in force."""

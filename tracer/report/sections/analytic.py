@@ -126,19 +126,37 @@ def _fusion(study: Study) -> Table | None:
 def _symbolic(study: Study) -> Section | None:
     if not study.sublayers:
         return None
+    phases = dict.fromkeys(line.phase for line in study.sublayers)
+    conditions = [
+        f"{limits.phase} for {', '.join(words for words, _ in limits.conditions)}"
+        for limits in study.closed_ranges or ()
+        if limits.phase in phases and limits.execution == EFFICIENT
+    ]
+    held = f" They hold in {'; '.join(conditions)}." if conditions else ""
+    missing = [p for p in dict.fromkeys(s.workload.phase for s in study.steps) if p not in phases]
+    left = f" No formulas of {', '.join(missing)}." if missing else ""
     return section_of(
         "Formulas by module",
-        Text("Expressions that the trace produced when its sizes were symbols."),
-        table_of(
-            "sublayers",
-            "FLOPs and bytes of each module in symbols, all its layers together.",
-            (
-                Column("phase", "phase"),
-                Column("module", "module", "module"),
-                Column("flops", "FLOPs", "code"),
-                Column("bytes", "bytes", "code"),
-            ),
-            [(line.phase, line.module, line.flops, line.bytes) for line in study.sublayers],
+        Text(
+            "Read off a trace whose sizes were symbols: B sequences, S tokens a sequence, L keys "
+            "that a decoded token attends. Multiply by **times** for all layers. `distinct(E, k, "
+            f"T)` is the experts that T tokens hit, E (1 - (1 - k/E)^T).{held}{left}"
+        ),
+        *(
+            table_of(
+                f"formulas_{phase}",
+                f"{phase.capitalize()}: FLOPs and bytes of one run of each op with matrix FLOPs, "
+                "most FLOPs first.",
+                (
+                    Column("module", "module", "module"),
+                    Column("op", "op", "op"),
+                    Column("times", "times", "count"),
+                    Column("flops", "FLOPs of one", "code"),
+                    Column("bytes", "bytes of one", "code"),
+                ),
+                [line[1:] for line in study.sublayers if line.phase == phase],
+            )
+            for phase in phases
         ),
     )
 

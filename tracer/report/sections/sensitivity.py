@@ -6,11 +6,12 @@ import statistics
 
 from ..bars import draw_signed
 from ..blocks import Block, Column, Figure, Section, Text, section_of, table_of
-from ..records import Elasticity, Grid
+from ..records import Elasticity, Grid, Sensitivity
 from ..summary import Study
 from ..text import seconds
 
 _SHOWN = 5  # points of a grid from either end
+_CLEAR = 1.1  # of two knobs, the ratio of effects from which one is said to be stronger
 
 
 def section(study: Study) -> Section | None:
@@ -22,11 +23,16 @@ def section(study: Study) -> Section | None:
         "Sensitivity",
         Text(
             "An elasticity is the change of the step in % for 1 % more of a knob, all else held: "
-            "-1 halves the step when the knob doubles, 0 does nothing. It holds near the workload "
-            "of this report; the grids show what happens further away."
+            "-1 halves the step when the knob doubles, 0 does nothing. Sizes come whole and "
+            "kernels work in tiles, so theirs is the slope from half to twice the size. **clock** is the "
+            "share of the boost clock that a kernel keeps; **bytes.weights** is the width of a "
+            "weight, **sms** and **frequency** the number and clock of the chip's cores. What is "
+            "below 0.001 is left out. It holds near the workload of this report; the grids show "
+            "what happens further away."
         ),
         *(_elasticities(list(found.elasticities))),
         *(part for grid in found.grids for part in _grid(grid)),
+        _agreement(found),
     )
 
 
@@ -43,6 +49,9 @@ def _elasticities(rows: list[Elasticity]) -> list[Block | None]:
                 Column("knob", "knob", "code"),
                 Column("kind", "kind"),
                 Column("value", "% a %", "number"),
+                Column("halved", "step at half", "ratio"),
+                Column("doubled", "step at twice", "ratio"),
+                Column("changes", "the step waits for"),
             ),
             [tuple(row) for row in ordered],
         )
@@ -78,6 +87,33 @@ def knob_effects(grid: Grid) -> list[tuple[str, float, str]]:
         low = min(medians.values())
         found.append((knob, max(medians.values()) / low - 1 if low else 0.0, text))
     return sorted(found, key=lambda row: -row[1])
+
+
+def _agreement(found: Sensitivity) -> Text | None:
+    """Where the grid ranks two knobs the other way round than the elasticities do."""
+    lines = []
+    for grid in found.grids:
+        effects = {knob: effect for knob, effect, _ in knob_effects(grid)}
+        slopes = {
+            e.knob: abs(e.value) for e in found.elasticities
+            if (e.phase, e.execution, e.chip) == (grid.phase, grid.execution, grid.chip)
+        }  # fmt: skip
+        both = sorted((k for k in effects if k in slopes), key=lambda k: -slopes[k])
+        turned = [
+            (a, b) for i, a in enumerate(both) for b in both[i + 1 :]
+            if effects[b] > effects[a] * _CLEAR and slopes[a] > slopes[b] * _CLEAR
+        ]  # fmt: skip
+        where = f"{grid.phase.capitalize()} on {grid.chip}"
+        lines += [
+            f"{where}: near the workload `{a}` moves the step more than `{b}` ({slopes[a]:.2f} "
+            f"against {slopes[b]:.2f} % for 1 %), over the grid less ({effects[a]:.0%} against "
+            f"{effects[b]:.0%} between the medians)."
+            for a, b in turned
+        ]
+        if not turned and len(both) > 1:
+            lines.append(f"{where}: elasticities and grid agree on the order of the knobs, but for "
+                         f"differences below {_CLEAR - 1:.0%}.")  # fmt: skip
+    return Text("\n".join(f"* {line}" for line in lines)) if lines else None
 
 
 def _grid(grid: Grid) -> list[Block | None]:

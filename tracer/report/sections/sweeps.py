@@ -79,9 +79,10 @@ def _figure(sweep: Sweep, slug: str, name: str, axis: str) -> Figure:
                            palette.WAITS["compute"], ":"))  # fmt: skip
             curves.append(("memory at full bandwidth", xs, [p.memory for p in mine],
                            palette.WAITS["memory"], ":"))  # fmt: skip
+    values = _values(sweep)
     marks = [
         (f"{c.what} at {c.value:,.0f}", c.value) for c in sweep.crossings
-        if c.value is not None and c.execution == "efficient"
+        if c.value is not None and c.execution == "efficient" and values[0] <= c.value <= values[-1]
     ]  # fmt: skip
     return Figure(
         f"sweep_{slug}",

@@ -1,10 +1,10 @@
 // Sliders over closed forms, where the report has any: rows of arithmetic in B, S and L.
-// Only numbers, names, + - * / ** ( ) and min max ceil floor sqrt log2 are understood; nothing is run as code.
+// Only numbers, names, + - * / ** ( ) and min max ceil floor round sqrt log2 are understood; nothing is run as code.
 function evaluator(text) {
   const tokens = text.match(/\d+\.?\d*(?:[eE][-+]?\d+)?|\*\*|[-+*/(),]|[A-Za-z_]\w*/g) || [];
   if (tokens.join("") !== text.replace(/\s/g, "")) throw new Error(`cannot read ${text}`);
   let at = 0;
-  const known = { min: Math.min, max: Math.max, ceil: Math.ceil, floor: Math.floor, sqrt: Math.sqrt, log2: Math.log2 };
+  const known = { min: Math.min, max: Math.max, ceil: Math.ceil, floor: Math.floor, round: Math.round, sqrt: Math.sqrt, log2: Math.log2 };
   const take = expected => { if (tokens[at] !== expected) throw new Error(`${expected} expected in ${text}`); at++; };
   const chain = (lower, operators) => () => {
     let left = lower();
@@ -43,6 +43,7 @@ function evaluator(text) {
 (() => {
   if (!explorer || !D.closed_forms.length) return;
   const rows = D.closed_forms.map(f => ({ ...f, flopsOf: evaluator(f.flops), bytesOf: Object.entries(f.bytes).map(([role, text]) => [role, evaluator(text)]) }));
+  const limits = D.closed_ranges.map(r => ({ name: `${r.phase}, ${r.execution}`, conditions: r.conditions.map(([words, text]) => [words, evaluator(text)]) }));
   const phases = [...new Set(rows.map(r => `${r.phase}, ${r.execution}`))];
   const first = D.steps[state.step];
   const values = { B: first.batch, S: first.seq, L: first.context };
@@ -61,6 +62,8 @@ function evaluator(text) {
   draw();
 
   function draw() {
+    const broken = limits.filter(r => r.name === phases[phase.value]).flatMap(r => r.conditions).find(([, holds]) => !(holds(values) > 0));
+    if (broken) { result.replaceChildren(make("p", { class: "muted" }, `Outside of these formulas' range: they were traced for ${broken[0]}.`)); return; }
     const c = D.chips[chip.value], total = { flops: 0, bytes: 0, compute: 0, memory: 0, sum: 0 }, waits = { compute: 0, memory: 0 };
     for (const r of rows.filter(x => `${x.phase}, ${x.execution}` === phases[phase.value])) {
       const flops = r.times * r.flopsOf(values), bytes = r.times * r.bytesOf.reduce((a, [, f]) => a + f(values), 0);

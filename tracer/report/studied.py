@@ -1,0 +1,180 @@
+"""Everything that a report takes from traces with symbols: formulas, sweeps, sensitivity, limits.
+
+Separate from the steps of the report, so that another process can do it at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from tracer.hardware import Chip
+
+from ..cost import EFFICIENT, NAIVE, Conventions, Ledger, price
+from ..errors import UserError
+from ..machine import Timing
+from ..predict import predict
+from ..study.closed import Closed, close
+from ..study.structure import SYMBOLS
+from . import moved, swept
+from .closed import closed_forms, closed_range, sublayers
+from .records import (
+    ClosedForm,
+    ClosedRange,
+    DecodeLimit,
+    Elasticity,
+    Grid,
+    Sensitivity,
+    Sublayer,
+    Sweep,
+)
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
+    from ..capture.workload import Workload
+
+T = TypeVar("T")
+
+PHASES = ("prefill", "decode", "forward")  # training's formulas take longer than its report
+_AXES = {"prefill": ("seq",), "decode": ("batch",)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The sizes and assumptions of a report."""
+
+    batch: int
+    seq: int
+    context: int
+    phases: tuple[str, ...]
+    executions: tuple[str, ...]
+    chips: tuple[Chip, ...]
+    timing: Timing
+    conventions: Conventions
+
+
+class Studied(NamedTuple):
+    """Fields of a `Study`; `remarks` say what could not be made, and why."""
+
+    closed_forms: tuple[ClosedForm, ...] | None
+    closed_ranges: tuple[ClosedRange, ...] | None
+    sublayers: tuple[Sublayer, ...] | None
+    sweeps: tuple[Sweep, ...] | None
+    sensitivity: Sensitivity | None
+    decode_limits: tuple[DecodeLimit, ...] | None
+    remarks: tuple[str, ...]
+
+
+def study(program: Program, asked: Asked) -> Studied:
+    """Trace every phase but training with symbols, and answer the report's questions from it.
+
+    A phase that cannot be traced with symbols costs its own answers and nothing else.
+    """
+    told: list[str] = []
+    forms: list[ClosedForm] = []
+    ranges: list[ClosedRange] = []
+    lines: list[Sublayer] = []
+    answers = _Answers([], [], [], [])
+    for phase in (p for p in PHASES if p in asked.phases):
+        found: dict[str, Closed] = {}
+        for execution in asked.executions:
+            try:
+                ledger = _ledger(program, asked, phase, execution)
+                found[execution] = close(ledger, program.name, phase, SYMBOLS, program.longest)
+            except UserError as error:
+                told.append(f"{phase}, {execution}: no formulas in symbols ({error})")
+                continue
+            forms += closed_forms(ledger, phase)
+            ranges.append(closed_range(ledger, phase))
+            if execution == EFFICIENT or EFFICIENT not in asked.executions:
+                lines += sublayers(ledger, phase)
+        alone = _tried(told, f"{phase} of one sequence", _alone, program, asked, phase, found) or []
+        for chip in asked.chips:
+            _answer(answers, told, asked, phase, found, alone, chip)
+    sensitivity = Sensitivity(tuple(answers.elasticities), tuple(answers.grids))
+    return Studied(
+        tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
+        tuple(answers.sweeps) or None, sensitivity if sensitivity.elasticities else None,
+        tuple(answers.limits) or None, tuple(told),
+    )  # fmt: skip
+
+
+class _Answers(NamedTuple):
+    sweeps: list[Sweep]
+    elasticities: list[Elasticity]
+    grids: list[Grid]
+    limits: list[DecodeLimit]
+
+
+def _answer(
+    answers: _Answers, told: list[str], asked: Asked, phase: str, found: Mapping[str, Closed],
+    alone: Sequence[Ledger], chip: Chip,
+) -> None:  # fmt: skip
+    """All questions about one phase on one chip."""
+    every = [
+        f for execution, closed in found.items()
+        if (f := _tried(told, f"{phase}, {execution} on {chip.id}", swept.formulas, execution,
+                        closed, chip, asked.timing)) is not None
+    ]  # fmt: skip
+    for axis in _AXES.get(phase, ()):
+        steps = []
+        if axis == "batch":
+            work = replace(_workload(asked, phase), batch=1)
+            steps = [predict(work, ledger, chip, asked.timing) for ledger in alone]
+        made = _tried(told, f"{phase} over {axis} on {chip.id}", swept.sweep, phase, axis, every,
+                      steps)  # fmt: skip
+        answers.sweeps.extend([made] if made is not None else [])
+    best = next((f for f in every if f.execution == EFFICIENT), None)
+    if best is None:
+        return
+    mine = _tried(told, f"sensitivity of {phase} on {chip.id}", moved.elasticities, phase, best)
+    if mine:
+        answers.elasticities.extend(mine)
+        grid = _tried(told, f"grid of {phase} on {chip.id}", moved.grid, phase, best, mine)
+        answers.grids.extend([grid] if grid is not None else [])
+    if phase == "decode":
+        limits = _tried(told, f"limits of decode on {chip.id}", swept.decode_limits, best,
+                        asked.timing)  # fmt: skip
+        answers.limits.extend(limits or [])
+
+
+def _tried(told: list[str], what: str, make: Callable[..., T], *args: Any) -> T | None:
+    """A question that cannot be answered leaves a remark."""
+    try:
+        return make(*args)
+    except UserError as error:
+        told.append(f"{what}: {error}")
+        return None
+
+
+def _workload(asked: Asked, phase: str) -> Workload:
+    from ..capture.workload import Workload
+
+    return Workload(phase, asked.batch, asked.seq, asked.context, "none")
+
+
+def _ledger(program: Program, asked: Asked, phase: str, execution: str) -> Ledger:
+    from ..capture.workload import record_symbolic
+
+    attention = "naive" if execution == NAIVE else "fused"
+    trace = record_symbolic(program, _workload(asked, phase), attention=attention)
+    return price(trace, asked.conventions, execution=execution)
+
+
+def _alone(
+    program: Program, asked: Asked, phase: str, found: Mapping[str, Closed]
+) -> list[Ledger]:  # fmt: skip
+    """One sequence takes other branches, so formulas start at two; it is traced for sweeps."""
+    from ..capture.workload import record
+
+    if "batch" not in _AXES.get(phase, ()):
+        return []
+    work = replace(_workload(asked, phase), batch=1)
+    ledgers = []
+    for execution, closed in found.items():
+        if "B" in closed.scope.symbols:
+            attention = "naive" if execution == NAIVE else "fused"
+            trace = record(program, work, attention=attention)
+            ledgers.append(price(trace, asked.conventions, execution=execution))
+    return ledgers
