@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
@@ -16,6 +17,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .capture.program import Program
+    from .report.records import Side, WeightRow
     from .report.studied import Studied
     from .report.summary import Study
 
@@ -65,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write the report there: report.html, .md, .json, tables, figures",
     )
+    add("--compare", metavar="OTHER", help="of --out: another model, chip, or report.json of a run")
+    add("--checkpoint", metavar="DIR", help="of --out: read its weights, and say how they lie")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--strict", action="store_true", help="an op without a formula is an error")
     add("--full", action="store_true", help="trace every layer, not a few of each kind")
@@ -203,8 +207,13 @@ def _whole_answer(options: argparse.Namespace, command: str) -> Study:
     from .beside import beside
 
     check(options)
+    known = _earlier(options.compare)
+    weights = _weights(options.checkpoint)
     with beside(studied, options) as other:
         study = answer(options, command)
+        if options.compare is not None:
+            study = replace(study, compared=known or _other_side(options))
+        study = replace(study, weights=weights)
         try:
             found = other()._asdict()
         except Exception as error:  # whatever it is, the report does without
@@ -213,6 +222,49 @@ def _whole_answer(options: argparse.Namespace, command: str) -> Study:
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     return replace(study, **found, remarks=(*study.remarks, *remarks))
+
+
+def _earlier(other: str | None) -> Side | None:
+    """What `--compare` names, if it is the report.json (or the folder) of an earlier run."""
+    from .report.sides import side_from
+
+    if other is None:
+        return None
+    path = Path(other)
+    path = path / "report.json" if (path / "report.json").is_file() else path
+    if path.name.endswith(".json") and path.name != "config.json":
+        return side_from(path)
+    return None
+
+
+def _other_side(options: argparse.Namespace) -> Side:
+    """This model on another chip, or another model on this one, at the same sizes."""
+    from .report.sides import side_of
+
+    changed = argparse.Namespace(**vars(options))
+    if options.compare in chip_ids():
+        changed.chip = [options.compare]
+    else:
+        changed.hf_config, changed.module, changed.exported = options.compare, None, None
+        changed.input = []
+    return side_of(answer(changed, ""))
+
+
+def _weights(folder: str | None) -> tuple[WeightRow, ...] | None:
+    """Statistics of a checkpoint by name pattern, its weights read once."""
+    if folder is None:
+        return None
+    from tracer.models.shards import CheckpointError, open_checkpoint
+    from tracer.models.weight_rows import grouped
+    from tracer.models.weight_stats import weight_stats
+
+    from .report.records import WeightRow
+
+    try:
+        rows = grouped(list(weight_stats(open_checkpoint(folder))))
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    return tuple(WeightRow(*row.as_dict().values()) for row in rows)
 
 
 def studied(options: argparse.Namespace) -> Studied:
@@ -240,8 +292,13 @@ def _lengths(options: argparse.Namespace, program: Program) -> tuple[int, int]:
 
 def _check_model(options: argparse.Namespace) -> None:
     """Exactly one model, and options only where they apply."""
+    for name in ("compare", "checkpoint"):
+        if getattr(options, name) is not None and options.out is None:
+            raise UserError(f"--{name} goes with --out: the report has it")
     for name, value in vars(options).items():
-        if isinstance(value, list) and name in ("hf_config", "module", "exported", "out"):
+        if isinstance(value, list) and name in (
+            "hf_config", "module", "exported", "out", "compare", "checkpoint",
+        ):  # fmt: skip
             # argparse turns a lone '--' into an empty list
             raise UserError(f"--{name.replace('_', '-')} has no value")
     given = [f for f in ("hf_config", "module", "exported") if getattr(options, f) is not None]

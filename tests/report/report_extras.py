@@ -83,8 +83,9 @@ def full_study() -> Study:
             Message("decode", "ep 8", "all_to_all", "ep 8 in a node", 116, 5e7, 0.004, 0.0),
         ),
         weights=(
-            WeightRow("lm_head.weight", (96, 64), "bfloat16", 6144, 0.001, 0.02, -0.4, 0.5, 0.0,
-                      0.0003),
+            WeightRow("outside", "lm_head.weight", 1, 6144, 0, 0.001, 0.02, 0.5, 0.0003, 0.01,
+                      0.002, "lm_head.weight"),
+            WeightRow("outside", "norm.weight", 1, 64, 0, 1.0, 0.1, 1.2, None, None, None, None),
         ),
         sublayers=(Sublayer("decode", "layers.*.mlp", "mm", 2, "6*B*64*32", "2*3*64*32"),),
         closed_forms=CLOSED,

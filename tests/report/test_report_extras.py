@@ -51,7 +51,8 @@ def test_their_tables(built):
     keys = [c.key for c in tables["plans"].columns]
     assert plan[keys.index("tokens_per_s")] == pytest.approx(3200)  # 64 tokens in 20 ms
     assert plan[keys.index("per_chip")] == pytest.approx(400)  # on 8 chips
-    assert tables["weights"].rows[0][1] == "96 x 64"
+    assert tables["weights"].rows[0][3] == 6144
+    assert tables["weights"].rows[1][-2] is None  # a vector is not quantised
     assert tables["formulas_decode"].rows[0][3] == "6*B*64*32"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from tabulate import tabulate
 
-from ..cost import Ledger
+from ..capture.records import Op
+from ..cost import Kernel, Ledger, Part
 from .text import pattern, si
+
+Key: TypeAlias = tuple[str, str, str]
 
 
 class Difference(NamedTuple):
@@ -38,12 +41,17 @@ def compare(left: Ledger, right: Ledger) -> list[Difference]:
     return sorted(rows, key=lambda row: -abs(row.bytes[1] - row.bytes[0]))
 
 
-def _grouped(ledger: Ledger) -> dict[tuple[str, str, str], tuple[int, int, int]]:
-    groups: dict[tuple[str, str, str], tuple[int, int, int]] = {}
+def key_of(kernel: Kernel, part: Part, op: Op) -> Key:
+    """Pass, module with layer numbers as *, op without its overload."""
+    return kernel.phase, pattern(part.module), op.overload_packet
+
+
+def _grouped(ledger: Ledger) -> dict[Key, tuple[int, int, int]]:
+    groups: dict[Key, tuple[int, int, int]] = {}
     for kernel in ledger.kernels:
         for part in kernel.parts:
             op = ledger.trace.ops[part.op]
-            key = (kernel.phase, pattern(part.module), op.overload_packet)
+            key = key_of(kernel, part, op)
             times, flops, nbytes = groups.get(key, (0, 0, 0))
             cost = part.cost
             groups[key] = (times + op.times, flops + cost.total_flops, nbytes + cost.total_bytes)

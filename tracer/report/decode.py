@@ -20,6 +20,7 @@ from .facts import main_precision
 class Batching:
     """FLOPs `f` and bytes `a` of a sequence, bytes of all weights, and what follows.
 
+    `ridge` is that of the step's mix of precisions, `precision` the one of most FLOPs;
     `attention` is the FLOP/B of the attention kernels alone, None without: what the step tends to
     as the context grows. `cache` is bytes that a sequence holds.
     """
@@ -74,9 +75,20 @@ def batching(step: Step) -> Batching:
         step.cost.total_flops / batch,
         (step.cost.total_bytes - step.cost.bytes_by_role["weights"] + rows) / batch,
         weights,
-        step.chip.ridge(precision),
+        mixed_ridge(step),
         precision,
         attention_flops / attention_bytes if attention_flops and attention_bytes else None,
         step.memory.kv / batch,
         step.memory.weights,
     )
+
+
+def mixed_ridge(step: Step) -> float:
+    """FLOP/B at which the FLOPs, each at the peak of its precision, take as long as the bytes."""
+    seconds = 0.0
+    for precision, flops in step.cost.flops.items():
+        peak = step.chip.peak.get(precision) or step.chip.vector.get(precision)
+        seconds += flops / peak if peak else 0.0
+    if not seconds:
+        return float(step.chip.ridge(main_precision(step)))
+    return float(step.cost.total_flops / seconds / step.chip.memory_bandwidth)

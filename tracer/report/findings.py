@@ -162,16 +162,19 @@ def _crossover(facts: Facts) -> Iterator[Finding]:
                 "no-crossover",
                 f"{p.phase.capitalize()} does not reach the ridge at any {axis} up to "
                 f"{p.searched:,}.",
-                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}, ridge {p.ridge:,.0f}",
+                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}; {_RIDGE}",
                 p.phase,
             )
         else:
             yield Finding(
                 "crossover",
                 f"{p.phase.capitalize()} crosses the ridge at {axis} {p.crossing:,.0f}.",
-                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}, ridge {p.ridge:,.0f}",
+                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}; {_RIDGE}",
                 p.phase,
             )
+
+
+_RIDGE = "at the ridge the FLOPs, each at its precision's peak, take as long as the bytes"
 
 
 def _at(p: PhaseFacts) -> int:

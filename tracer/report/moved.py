@@ -86,7 +86,6 @@ def grid(phase: str, f: Formulas, known: Sequence[Elasticity]) -> Grid | None:
 
 def _around(f: Formulas, knob: str) -> list[float]:
     """Half, once and twice its value; sizes whole and where the formulas hold."""
-
     if knob not in f.point:
         return [factor * f.model.defaults[knob] for factor in _FACTORS]
     whole = sorted({round(factor * f.point[knob]) for factor in _FACTORS})

@@ -136,18 +136,23 @@ class PlanRow(NamedTuple):
 
 
 class WeightRow(NamedTuple):
-    """Statistics of one parameter (or a pattern of them) of a checkpoint."""
+    """Statistics of all tensors of one name pattern in one group of layers (docs/checkpoints.md).
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    numel: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    zeros: float  # share of elements
-    outliers: float  # share of elements more than 6 standard deviations from the mean
+    Shares are of elements; None where there is nothing to say, as of losses of a vector.
+    """
+
+    layers: str
+    pattern: str
+    tensors: int
+    elements: int
+    nonfinite: int
+    mean: float | None
+    std: float | None
+    abs_max: float | None
+    outlier_share: float | None
+    lost_per_tensor: float | None
+    lost_per_block: float | None
+    worst: str | None  # the tensor that loses most with one scale
 
 
 class Sublayer(NamedTuple):
@@ -197,3 +202,32 @@ class AccuracyRow(NamedTuple):
     bias: float
     plain: float  # MAPE of the roofline at datasheet peaks on the same rows
     single: float  # MAPE of the roofline at the one efficiency that fits them best
+
+
+class OpCost(NamedTuple):
+    """What one kind of op in one module pattern costs in one step."""
+
+    times: int
+    flops: float
+    bytes: float
+    seconds: float
+
+
+class SideStep(NamedTuple):
+    """One step of one side of a comparison; `ops` by (pass, module pattern, op)."""
+
+    flops: float
+    bytes: float
+    compute: float
+    memory: float
+    step: float
+    ops: Mapping[tuple[str, str, str], OpCost]
+
+
+class Side(NamedTuple):
+    """A run to compare with: its steps by (phase, execution), on one chip."""
+
+    name: str
+    chip: str
+    command: str
+    steps: Mapping[tuple[str, str], SideStep]

@@ -20,6 +20,7 @@ from .records import (
     Message,
     PlanRow,
     Sensitivity,
+    Side,
     Sublayer,
     Sweep,
     WeightRow,
@@ -53,6 +54,7 @@ class Study:
     sublayers: tuple[Sublayer, ...] | None = None
     closed_forms: tuple[ClosedForm, ...] | None = None
     closed_ranges: tuple[ClosedRange, ...] | None = None
+    compared: Side | None = None
 
     def notes(self) -> list[str]:
         """The conventions and assumptions in force."""

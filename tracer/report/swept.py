@@ -184,7 +184,7 @@ def decode_limits(f: Formulas, timing: Timing) -> list[DecodeLimit]:
         sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if count % n == 0]
     longest = closed.longest or 16_384
     lengths = sorted({n for n in (2048, 4096, 8192, 16_384) if n <= longest} | {f.point["L"]})
-    table = compute_bound_exploration(closed, model, sizes, lengths)
+    table = compute_bound_exploration(closed, model, sizes, lengths, share=1.0)
     place = {name: table.columns.index(name) for name in table.columns}
     found = []
     for row in table.rows:

@@ -27,8 +27,9 @@ def section(study: Study) -> Section | None:
         Text(
             "Weights are read once for all sequences of a batch; the cache and the activations of "
             "each sequence are its own. So FLOP/B grows with the batch towards a limit, and only "
-            "if that limit lies beyond the ridge can decode get there. Experts count with all of "
-            "them hit."
+            "if that limit lies beyond the ridge can decode get there. The ridge is that of the "
+            "step's mix of precisions: there the FLOPs, each at its peak, take as long as the "
+            "bytes. Experts count with all of them hit."
         ),
         Formula("FLOP/B(B) = B f / (W + B a)  ->  f / a\nB at the ridge = ridge W / (f - ridge a)"),
         _table(steps),
@@ -73,13 +74,14 @@ def _sentences(step: Step) -> list[str]:
     length = step.workload.context
     lines = [_verdict(b, step)]
     if b.attention is not None:
-        side = "beyond" if b.attention > b.ridge else "short of"
+        ridge = step.chip.ridge(b.precision)
+        side = "beyond" if b.attention > ridge else "short of"
         lines.append(
             f"As the context grows, decode tends to the FLOP/B of its attention kernels, "
-            f"{b.attention:,.1f} here: {side} the ridge of {b.ridge:,.0f} ({b.precision}). "
+            f"{b.attention:,.1f} here: {side} the ridge of {ridge:,.0f} ({b.precision}). "
             + (
                 "Long contexts do not keep it memory-bound."
-                if b.attention > b.ridge
+                if b.attention > ridge
                 else "Long contexts stay memory-bound, whatever the batch."
             )
         )
@@ -107,8 +109,10 @@ def _verdict(b: Batching, step: Step) -> str:
 def _grid(study: Study) -> Table | None:
     return table_of(
         "decode_limits",
-        "With DP = EP: the smallest batch a chip from which decode waits for compute, by expert "
-        "parallelism and context. An empty batch: never; **limiter** says what keeps it.",
+        "With DP = EP: the smallest batch a chip at which the FLOPs take as long as the bytes and "
+        "as the exchanges of experts' rows, by expert parallelism and context, from closed forms. "
+        "**FLOP/B sent** counts bytes between chips one way; no exchange is hidden. An empty "
+        "batch: never; **limiter** says what keeps it, or what comes next after compute.",
         (
             Column("chip", "chip", "code"),
             Column("ep", "EP", "size"),

@@ -7,6 +7,7 @@ import statistics
 from ..bars import draw_signed
 from ..blocks import Block, Column, Figure, Section, Text, section_of, table_of
 from ..records import Elasticity, Grid, Sensitivity
+from ..studies import cell
 from ..summary import Study
 from ..text import seconds
 
@@ -24,7 +25,7 @@ def section(study: Study) -> Section | None:
         Text(
             "An elasticity is the change of the step in % for 1 % more of a knob, all else held: "
             "-1 halves the step when the knob doubles, 0 does nothing. Sizes come whole and "
-            "kernels work in tiles, so theirs is the slope from half to twice the size. **clock** is the "
+            "kernels work in tiles, so theirs is the slope from half to twice. **clock** is the "
             "share of the boost clock that a kernel keeps; **bytes.weights** is the width of a "
             "weight, **sms** and **frequency** the number and clock of the chip's cores. What is "
             "below 0.001 is left out. It holds near the workload of this report; the grids show "
@@ -83,7 +84,7 @@ def knob_effects(grid: Grid) -> list[tuple[str, float, str]]:
             values.setdefault(point.knobs[knob], []).append(point.step)
         medians = {value: statistics.median(steps) for value, steps in values.items()}
         ordered = sorted(medians, key=lambda v: (isinstance(v, str), v))
-        text = ", ".join(f"{value}: {seconds(medians[value])}" for value in ordered)
+        text = ", ".join(f"{cell(knob, value)}: {seconds(medians[value])}" for value in ordered)
         low = min(medians.values())
         found.append((knob, max(medians.values()) / low - 1 if low else 0.0, text))
     return sorted(found, key=lambda row: -row[1])
@@ -145,7 +146,7 @@ def _grid(grid: Grid) -> list[Block | None]:
                 Column("fits", "fits"),
             ),
             [
-                (*(str(p.knobs[name]) for name in knobs), p.step, p.regime,
+                (*(cell(name, p.knobs[name]) for name in knobs), p.step, p.regime,
                  "yes" if p.fits else "no")
                 for p in shown
             ],

@@ -29,7 +29,8 @@ def _section(study: Study, sweep: Sweep) -> Section | None:
         f"{sweep.phase.capitalize()} over {name} on {sweep.chip}",
         Text(
             f"{sweep.phase.capitalize()} at {plural(len(_values(sweep)), 'value')} of {name}; "
-            f"held: {held or 'everything else'}. FLOP/B says on which side of the ridge the sums "
+            f"held: {held or 'everything else'}. At the ridge the FLOPs, each at its precision's "
+            "peak, take as long as the bytes; FLOP/B says on which side of the ridge the sums "
             "are; **waits for** says what most of the estimated time waits for, and may change "
             "elsewhere."
         ),

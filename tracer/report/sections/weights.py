@@ -7,31 +7,34 @@ from ..summary import Study
 
 
 def section(study: Study) -> Section | None:
-    """One row a parameter; absent without a checkpoint."""
+    """A row a pattern of names; absent without a checkpoint."""
     if not study.weights:
         return None
     return section_of(
         "Weight statistics",
         Text(
-            "Read from the checkpoint, for choosing a format: a wide range against the standard "
-            "deviation, or many outliers, needs finer scales."
+            "Read from the checkpoint, each weight once, for choosing a format: a wide range "
+            "against the standard deviation, or many outliers, needs finer scales. **outliers** "
+            "are beyond 6 standard deviations; **lost** is not zero, and rounded to zero by E4M3 "
+            "with one scale a tensor, or one for each 128x128 block."
         ),
         table_of(
             "weights",
-            "Values of each parameter. *outliers* lie more than 6 standard deviations from the "
-            "mean.".replace("*outliers*", "**outliers**"),
+            "Values of the weights, all tensors of one name pattern together.",
             (
-                Column("parameter", "parameter", "code"),
-                Column("shape", "shape"),
-                Column("dtype", "dtype", "code"),
-                Column("numel", "elements", "count"),
+                Column("layers", "layers"),
+                Column("pattern", "tensors named", "code"),
+                Column("tensors", "tensors", "count"),
+                Column("elements", "weights", "count"),
+                Column("nonfinite", "NaN, inf", "count"),
                 Column("mean", "mean", "number"),
                 Column("std", "standard deviation", "number"),
-                Column("low", "lowest", "number"),
-                Column("high", "highest", "number"),
-                Column("zeros", "zeros", "ratio"),
+                Column("abs_max", "largest", "number"),
                 Column("outliers", "outliers", "ratio"),
+                Column("lost_per_tensor", "lost, a tensor", "ratio"),
+                Column("lost_per_block", "lost, a block", "ratio"),
+                Column("worst", "loses most", "code"),
             ),
-            [(w.name, " x ".join(map(str, w.shape)), *w[2:]) for w in study.weights],
+            [tuple(w) for w in study.weights],
         ),
     )

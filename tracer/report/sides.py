@@ -1,0 +1,87 @@
+"""The other side of `--compare`: from a study, or from the files that an earlier run left."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from ..errors import UserError
+from .compare import Key, key_of
+from .records import OpCost, Side, SideStep
+from .summary import Study
+from .text import pattern
+
+Groups = dict[tuple[str, str, str], OpCost]
+
+
+def side_of(study: Study, chip: int = 0) -> Side:
+    """The steps of a study on one of its chips."""
+    steps = {}
+    for step in study.steps:
+        if step.chip is not study.chips[chip]:
+            continue
+        groups: Groups = {}
+        trace = step.trace
+        for timed in step.times.kernels:
+            for place, part in enumerate(timed.kernel.parts):
+                op = trace.ops[part.op]
+                key = key_of(timed.kernel, part, op)
+                cost = part.cost
+                _add(groups, key, op.times, cost.total_flops, cost.total_bytes,
+                     timed.seconds_of(place))  # fmt: skip
+        steps[step.workload.phase, step.ledger.execution] = SideStep(
+            step.cost.total_flops, step.cost.total_bytes, step.times.compute, step.times.memory,
+            step.times.step, groups,
+        )  # fmt: skip
+    return Side(f"{study.name} in {study.dtype}", study.chips[chip].id, study.command, steps)
+
+
+def side_from(path: Path) -> Side:
+    """What `--out` left: `report.json` and `ops.csv` beside it, of its first chip.
+
+    Raises:
+        UserError: one of them is missing or is something else.
+    """
+    try:
+        document = json.loads(path.read_text())
+        model, chip = document["model"], document["chip"]
+        name, command = f"{model['name']} in {model['dtype']}", document["command"]
+        steps = {
+            (row["phase"], row["exec"]): (row["flops"], row["bytes"]["total"], row["t_compute"],
+                                          row["t_hbm"], row["t_step"])
+            for row in document["results"] if row["chip"] == chip
+        }  # fmt: skip
+    except OSError as error:
+        raise UserError(f"--compare {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--compare {path}: no report.json of --out ({error!r})") from error
+    ops = _ops(path.with_name("ops.csv"), chip)
+    return Side(name, chip, command,
+                {key: SideStep(*row, ops.get(key, {})) for key, row in steps.items()})  # fmt: skip
+
+
+def _ops(path: Path, chip: str) -> dict[tuple[str, str], Groups]:
+    found: dict[tuple[str, str], Groups] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["chip"] != chip:
+                    continue
+                groups = found.setdefault((row["workload"], row["exec"]), {})
+                key = (row["phase"], pattern(row["module"]), row["op"].rpartition(".")[0])
+                _add(groups, key, int(row["times"]), int(row["flops"]), int(row["bytes"]),
+                     float(row["seconds"]))  # fmt: skip
+    except OSError as error:
+        raise UserError(
+            f"--compare: ops.csv belongs beside {path.with_name('report.json')} ({error.strerror})"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--compare: {path} is no ops.csv of --out ({error!r})") from error
+    return found
+
+
+def _add(groups: Groups, key: Key, times: int, flops: float, moved: float, seconds: float) -> None:
+    known = groups.get(key, OpCost(0, 0, 0, 0.0))
+    groups[key] = OpCost(known.times + times, known.flops + flops, known.bytes + moved,
+                         known.seconds + seconds)  # fmt: skip
