@@ -11,7 +11,8 @@ from typing import Any
 from tracer.report.blocks import Section
 from tracer.report.sections import build
 from tracer.report.summary import Study
-from tracer.run import answer, parser
+from tracer.report.studied import Studied
+from tracer.run import answer, parser, studied
 
 SIZES = ("--batch", "2", "--seq", "32", "--context", "48")
 
@@ -87,20 +88,29 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="report-tests-"))
 
 
-@functools.cache
-def study(name: str, *arguments: str) -> Study:
-    """A configuration of `CONFIGS`, or the module "odd" or "nothing", with all its phases."""
+def given(name: str) -> list[str]:
+    """Arguments that name a configuration of `CONFIGS`, or the module "odd" or "nothing"."""
     if name in CONFIGS:
         place = _folder() / name
         place.mkdir(exist_ok=True)
         (place / "config.json").write_text(json.dumps(CONFIGS[name]))
-        given = ["--hf-config", str(place), *SIZES]
-    else:
-        file = _folder() / "own.py"
-        file.write_text(OWN)
-        given = ["--module", f"{file}:{name}", "--input", "x:bf16[B,64]"]
-    options = parser().parse_args([*given, *arguments])
-    return answer(options, f"tracer {' '.join(given)}")
+        return ["--hf-config", str(place), *SIZES]
+    file = _folder() / "own.py"
+    file.write_text(OWN)
+    return ["--module", f"{file}:{name}", "--input", "x:bf16[B,64]"]
+
+
+@functools.cache
+def study(name: str, *arguments: str) -> Study:
+    """What `given` names, with all its phases."""
+    options = parser().parse_args([*given(name), *arguments])
+    return answer(options, f"tracer {' '.join(given(name))}")
+
+
+@functools.cache
+def formulas(name: str, *arguments: str) -> Studied:
+    """What traces with symbols say of it."""
+    return studied(parser().parse_args([*given(name), *arguments]))
 
 
 @functools.cache

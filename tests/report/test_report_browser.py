@@ -1,15 +1,18 @@
 """`report.html` in chromium: quiet, fast, readable anywhere, and its numbers are the report's."""
 
 import time
+from dataclasses import replace
 
 import browser
 import pytest
 from report_extras import CLOSED, full_study
-from report_studies import study
+from report_studies import formulas, study
 
+from tracer.report.blocks import Section, Widget
 from tracer.report.html import render
 from tracer.report.pictures import draw_all
 from tracer.report.sections import build
+from tracer.report.text import si
 
 pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
 
@@ -200,3 +203,42 @@ def test_closed_forms_are_evaluated_as_python_does(page):
     after = page.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
     assert float(after[0].split()[0]) == pytest.approx(flops / 1e6, rel=1e-3)
     assert after[0].split()[1] == "MFLOP"
+
+
+def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_path):
+    """At the traced sizes, at others that were traced apart, and not where nothing holds."""
+    found = formulas("deepseek")
+    whole = replace(study("deepseek"), closed_forms=found.closed_forms,
+                    closed_ranges=found.closed_ranges)  # fmt: skip
+    path = tmp_path / "report.html"
+    path.write_text(render(whole, [Section("Explorer", (Widget("explorer", ""),))], {}))
+    window.problems.clear()
+    window.open(path)
+    ready(window)
+    panel = "[...document.querySelectorAll('.panel')].find(p => p.textContent.startsWith('Closed'))"
+    shown = f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)"
+    choices = window.run(f"[...{panel}.querySelector('select').options].map(o => o.textContent)")
+    assert choices == ["prefill, efficient", "decode, efficient"]
+
+    def slide(name, exponent):
+        window.run(
+            f"(() => {{ const s = {panel}.querySelector('input[aria-label={name}]');"
+            f" s.value = {exponent}; s.dispatchEvent(new Event('input')); }})()"
+        )
+
+    for number, phase in enumerate(("prefill", "decode")):
+        window.run(
+            f"(() => {{ const s = {panel}.querySelector('select'); s.value = {number};"
+            " s.dispatchEvent(new Event('change')); })()"
+        )
+        for batch in (2, 8):
+            slide("B", 1 if batch == 2 else 3)
+            (step,) = study("deepseek", "--batch", str(batch), "--phase", phase, "--exec",
+                            "efficient").steps  # fmt: skip
+            cells = window.run(shown)
+            assert cells[0] == f"{si(step.cost.total_flops)}FLOP"
+            assert cells[1] == f"{si(step.cost.total_bytes)}B"
+        slide("B", 0)
+        assert window.run(f"{panel}.textContent").endswith("traced for B >= 2.")
+        slide("B", 1)
+    assert window.problems == []

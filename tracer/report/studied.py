@@ -17,7 +17,7 @@ from ..machine import Timing
 from ..predict import predict
 from ..study.closed import Closed, close
 from ..study.structure import SYMBOLS
-from . import moved, swept
+from . import moved, spread, swept
 from .closed import closed_forms, closed_range, sublayers
 from .records import (
     ClosedForm,
@@ -25,6 +25,8 @@ from .records import (
     DecodeLimit,
     Elasticity,
     Grid,
+    Message,
+    PlanRow,
     Sensitivity,
     Sublayer,
     Sweep,
@@ -63,6 +65,8 @@ class Studied(NamedTuple):
     sweeps: tuple[Sweep, ...] | None
     sensitivity: Sensitivity | None
     decode_limits: tuple[DecodeLimit, ...] | None
+    plans: tuple[PlanRow, ...] | None
+    messages: tuple[Message, ...] | None
     remarks: tuple[str, ...]
 
 
@@ -75,7 +79,7 @@ def study(program: Program, asked: Asked) -> Studied:
     forms: list[ClosedForm] = []
     ranges: list[ClosedRange] = []
     lines: list[Sublayer] = []
-    answers = _Answers([], [], [], [])
+    answers = _Answers([], [], [], [], [], [])
     for phase in (p for p in PHASES if p in asked.phases):
         found: dict[str, Closed] = {}
         for execution in asked.executions:
@@ -96,7 +100,8 @@ def study(program: Program, asked: Asked) -> Studied:
     return Studied(
         tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
         tuple(answers.sweeps) or None, sensitivity if sensitivity.elasticities else None,
-        tuple(answers.limits) or None, tuple(told),
+        tuple(answers.limits) or None, tuple(answers.plans) or None,
+        tuple(answers.messages) or None, tuple(told),
     )  # fmt: skip
 
 
@@ -105,6 +110,8 @@ class _Answers(NamedTuple):
     elasticities: list[Elasticity]
     grids: list[Grid]
     limits: list[DecodeLimit]
+    plans: list[PlanRow]
+    messages: list[Message]
 
 
 def _answer(
@@ -133,6 +140,11 @@ def _answer(
         answers.elasticities.extend(mine)
         grid = _tried(told, f"grid of {phase} on {chip.id}", moved.grid, phase, best, mine)
         answers.grids.extend([grid] if grid is not None else [])
+    envelope = _tried(told, f"experts of {phase} over chips like {chip.id}", spread.envelope,
+                      phase, best, asked.timing)  # fmt: skip
+    if envelope is not None:
+        answers.plans.extend(envelope[0])
+        answers.messages.extend(envelope[1])
     if phase == "decode":
         limits = _tried(told, f"limits of decode on {chip.id}", swept.decode_limits, best,
                         asked.timing)  # fmt: skip

@@ -55,7 +55,11 @@ def section(study: Study) -> Section | None:
         "Plans and communication",
         Text(
             "What a split of the model over chips costs in messages, and what it leaves of the "
-            "step. Link bandwidths count one direction."
+            "step. **dp = ep N**: N chips with a batch each share the routed experts, which are "
+            "hit evenly; every layer sends its rows to their experts, one for each expert that a "
+            "token chose, and gets them back; nothing hides that. Link bandwidths count one "
+            "direction. `python -m tracer.plan` prices whole plans: tensor and pipeline "
+            "parallelism, overlap, rows that go once to a node, uneven experts."
         ),
         plans,
         messages,

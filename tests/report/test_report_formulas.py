@@ -1,0 +1,160 @@
+"""What traces with symbols add: the same numbers as traces with numbers, at any size."""
+
+import math
+
+import pytest
+from page_arithmetic import evaluate
+from report_studies import formulas, study
+
+from tracer.algebra import Guard, Scope, ceil_div, distinct, most
+from tracer.hardware import load_chip
+from tracer.report.arithmetic import condition, written
+from tracer.report.records import Elasticity, Grid, GridPoint, Sensitivity
+from tracer.report.sections.sensitivity import _agreement
+
+PHASES = ("prefill", "decode")
+
+
+def names(step):
+    return {"B": step.workload.batch, "S": step.workload.seq, "L": step.workload.context}
+
+
+def sums(forms, phase, at):
+    mine = [f for f in forms if f.phase == phase]
+    flops = sum(f.times * evaluate(f.flops, at) for f in mine)
+    moved = sum(f.times * evaluate(text, at) for f in mine for text in f.bytes.values())
+    return flops, moved
+
+
+def step_of(name, phase, *more):
+    given = ("--phase", phase, "--exec", "efficient", *more)
+    (step,) = study(name, *given).steps
+    return step
+
+
+@pytest.mark.parametrize("name", ["deepseek", "llama", "gpt_oss"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_closed_forms_are_the_tables_numbers(name, phase):
+    step = step_of(name, phase)
+    flops, moved = sums(formulas(name).closed_forms, phase, names(step))
+    assert flops == pytest.approx(step.cost.total_flops, rel=1e-12)
+    assert moved == pytest.approx(step.cost.total_bytes, rel=1e-9)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_and_at_other_sizes_those_of_another_trace(phase):
+    other = ("--batch", "6", "--seq", "80", "--context", "96")
+    step = step_of("deepseek", phase, *other)
+    flops, moved = sums(formulas("deepseek").closed_forms, phase, names(step))
+    assert flops == pytest.approx(step.cost.total_flops, rel=1e-12)
+    # An expected number of experts is rounded to bytes once an op, where there are several.
+    assert moved == pytest.approx(step.cost.total_bytes, rel=1e-6)
+
+
+def test_arithmetic_of_every_kind_of_term():
+    scope = Scope()
+    b, s = scope.symbol("B", 8), scope.symbol("S", 4096)
+    at = {"B": 5, "S": 300}
+    for value, expected in (
+        (3 * b * s - 7, 3 * 5 * 300 - 7),
+        (b * b * s / 2, 25 * 300 / 2),
+        (ceil_div(b * s, 128), math.ceil(1500 / 128)),
+        (b * s % 7, 1500 % 7),
+        (most([b * 70, s]), 350),
+        (distinct(256, 8, b * s), 256 * (1 - (1 - 8 / 256) ** 1500)),
+        (2 * distinct(16, 4, b) * s, 2 * 16 * (1 - 0.75**5) * 300),
+        (17, 17),
+    ):
+        assert evaluate(written(value), at) == pytest.approx(expected, rel=1e-12)
+
+
+def test_conditions_are_above_zero_where_they_hold_and_nowhere_else():
+    scope = Scope()
+    b, s = scope.symbol("B", 8), scope.symbol("S", 4096)
+    guards = [Guard(s - 64, ">"), Guard(b * s - 512, "<="), Guard(b - 4, "="),
+              Guard(s, "divides", 16), Guard(s, "does not divide", 16)]  # fmt: skip
+    for guard in guards:
+        for batch in (2, 4, 9):
+            for length in (48, 64, 65, 128, 200):
+                at = {"B": batch, "S": length}
+                assert (evaluate(condition(guard), at) > 0) == guard.holds(at), (str(guard), at)
+
+
+def test_sweeps_pass_through_the_traced_steps():
+    found = formulas("deepseek")
+    for phase, axis in (("prefill", "seq"), ("decode", "batch")):
+        (sweep,) = (s for s in found.sweeps if s.phase == phase)
+        assert sweep.axis == axis
+        step = step_of("deepseek", phase)
+        own = step.workload.seq if axis == "seq" else step.workload.batch
+        point = next(p for p in sweep.points if p.value == own)
+        assert point.flops == step.cost.total_flops
+        assert point.step == pytest.approx(step.times.step, rel=1e-9)
+        assert point.memory == pytest.approx(step.times.memory, rel=1e-9)
+        assert point.compute == pytest.approx(step.times.compute, rel=1e-9)
+        assert point.held == pytest.approx(step.memory.total, rel=1e-9)
+        assert (point.tokens, point.regime) == (step.workload.tokens, step.times.regime)
+
+
+def test_a_batch_of_one_is_in_the_sweep_by_a_trace_of_its_own():
+    (sweep,) = (s for s in formulas("llama").sweeps if s.phase == "decode")
+    alone = step_of("llama", "decode", "--batch", "1")
+    assert sweep.points[0].value == 1
+    assert sweep.points[0].step == alone.times.step
+
+
+def test_where_something_changes_it_has_changed():
+    (sweep,) = (s for s in formulas("llama").sweeps if s.phase == "decode")
+    for crossing in sweep.crossings:
+        if crossing.what.startswith("waits") and crossing.value is not None:
+            regime = crossing.what.rpartition(" ")[2]
+            batch = str(int(crossing.value))
+            assert step_of("llama", "decode", "--batch", batch).times.regime == regime
+
+
+def test_elasticities_by_traces_at_other_sizes():
+    slope = next(e for e in formulas("llama").sensitivity.elasticities
+                 if e.phase == "prefill" and e.knob == "B")  # fmt: skip
+    four = step_of("llama", "prefill", "--batch", "4").times.step
+    two = step_of("llama", "prefill").times.step
+    assert slope.doubled == pytest.approx(four / two, rel=1e-9)
+
+
+def test_experts_over_chips_send_what_leaves_a_chip():
+    """Decode of 2 sequences, 4 experts a token, 5 layers of experts, 64 wide: rows of BF16 go and
+    come, 7 of 8 to other chips.
+    """
+    found = formulas("deepseek")
+    message = next(m for m in found.messages if m.phase == "decode" and m.plan == "dp = ep 8")
+    assert message.calls == 2 * 5
+    assert message.bytes == pytest.approx(2 * 5 * 2 * 4 * 64 * 2 * 7 / 8)
+    chip = load_chip("h200_sxm")
+    assert message.seconds > message.bytes / chip.link_bandwidth
+    assert not formulas("llama").plans
+
+
+def test_a_model_without_closed_form_says_why_and_keeps_the_rest():
+    found = formulas("odd")
+    assert found.sweeps is None
+    assert found.closed_forms is not None or found.remarks
+
+
+def test_a_sentence_where_grid_and_slopes_disagree():
+    """Near the workload k matters more; over the grid, which spans more of m, m does."""
+    slopes = tuple(
+        Elasticity("decode", "efficient", "h200_sxm", knob, "chip", value)
+        for knob, value in (("k", -0.9), ("m", -0.3))
+    )
+    points = tuple(
+        GridPoint({"k": k, "m": m}, m * k**-0.1, "memory", True) for k in (1, 2) for m in (1, 8)
+    )
+    grid = Grid("decode", "efficient", "h200_sxm", points)
+    text = _agreement(Sensitivity(slopes, (grid,))).text
+    assert "near the workload `k` moves the step more than `m` (0.90 against 0.30" in text
+    agreeing = Grid(
+        "decode",
+        "efficient",
+        "h200_sxm",
+        tuple(GridPoint({"k": k, "m": m}, 1 / k, "memory", True) for k in (1, 2) for m in (1, 8)),
+    )
+    assert "agree" in _agreement(Sensitivity(slopes, (agreeing,))).text
