@@ -1,6 +1,6 @@
 """The 23 tables of the seed report, and what of ours answers each: a part of `compare_seed.py`.
 
-`shown` is where a report of ours has the counterpart; whoever builds that report fills it in.
+`shown` is the page that sets both beside each other: `scripts/seed_beside.py` writes it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Entry:
         title: its title there.
         counterpart: what of ours answers it.
         ours: a headline figure of that at the anchor, efficient, or "".
-        shown: section or page of our report, once there is one.
+        shown: the page with both.
     """
 
     section: str
     title: str
     counterpart: str
     ours: Callable[[], str] = str
-    shown: str = ""
+    shown: str = "seed_tables.md"
 
 
 def inventory() -> Inventory:

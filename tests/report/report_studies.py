@@ -10,8 +10,8 @@ from typing import Any
 
 from tracer.report.blocks import Section
 from tracer.report.sections import build
-from tracer.report.summary import Study
 from tracer.report.studied import Studied
+from tracer.report.summary import Study
 from tracer.run import answer, parser, studied
 
 SIZES = ("--batch", "2", "--seq", "32", "--context", "48")

@@ -38,7 +38,7 @@ def envelope(phase: str, f: Formulas, timing: Timing) -> tuple[list[PlanRow], li
             within = size <= (f.model.chip.link_domain or 1)
             where = "in one scale-up domain" if within else "across domains"
             messages.append(Message(
-                phase, name, "all_to_all", f"ep {size} {where}", int(closed.network.exchanges),
+                phase, name, "all_to_all", f"{size} {f.model.chip.id} {where}", int(closed.network.exchanges),
                 float(value_at(closed.network.moved, point)),
                 float(value_at(network_seconds(closed, model, point), point)), 0.0,
             ))  # fmt: skip

@@ -58,18 +58,19 @@ def _elasticities(rows: list[Elasticity]) -> list[Block | None]:
         )
     ]
     for phase in dict.fromkeys(e.phase for e in ordered):
-        mine = [e for e in ordered if e.phase == phase][:12]
+        chip = next(e.chip for e in rows if e.phase == phase)
+        mine = [e for e in ordered if (e.phase, e.chip) == (phase, chip)][:12]
         bars = [(f"{e.knob} ({e.execution})", e.value) for e in mine]
-        parts.append(_elasticity_figure(phase, bars))
+        parts.append(_elasticity_figure(phase, chip, bars))
     return parts
 
 
-def _elasticity_figure(phase: str, bars: list[tuple[str, float]]) -> Figure:
+def _elasticity_figure(phase: str, chip: str, bars: list[tuple[str, float]]) -> Figure:
     return Figure(
         f"elasticities_{phase}",
-        f"What moves {phase}: bars to the left make it faster, to the right slower.",
+        f"What moves {phase} on {chip}: bars to the left make it faster, to the right slower.",
         lambda f: draw_signed(
-            f, bars, "% of the step for 1 % of the knob", f"Elasticities of {phase}"
+            f, bars, "% of the step for 1 % of the knob", f"Elasticities of {phase} on {chip}"
         ),
         (8.0, 1.4 + 0.3 * len(bars)),
     )
