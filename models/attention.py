@@ -83,7 +83,10 @@ class MLA(nn.Module):
         self.register_buffer("w_uv_HVC", None, persistent=False)
 
     def forward(self, x_TD: torch.Tensor, step: Step) -> torch.Tensor:
-        q_in, c_kv_TC, k_rope_TR = self._shared_by_heads(x_TD)
+        return self.o_proj(self._attend(*self._shared_by_heads(x_TD), step))
+
+    def _attend(self, q_in, c_kv_TC, k_rope_TR, step: Step) -> torch.Tensor:
+        """What is done for each head, from the latents to [T, H·V]."""
         q = self.q_b_proj(q_in) if self.compress_q else self.q_proj(q_in)
         q_BSHd = q.view(step.batch, step.seq, self.heads, self.nope_dim + self.rope_dim)
         q_nope_BSHX, q_rope_BSHR = q_BSHd.split([self.nope_dim, self.rope_dim], dim=-1)
@@ -96,10 +99,8 @@ class MLA(nn.Module):
             c_kv_BSC = c_kv_TC.view(step.batch, step.seq, self.rank)
             cached_BLd = step.cache.append(self.layer_idx, c_kv_BSC, k_rope_BS1R.squeeze(2))
         if step.absorbed:
-            o = self._absorbed(q_nope_BSHX, q_rope_BSHR, cached_BLd, step.mask)
-        else:
-            o = self._naive(q_nope_BSHX, q_rope_BSHR, c_kv_TC, k_rope_BS1R)
-        return self.o_proj(o)
+            return self._absorbed(q_nope_BSHX, q_rope_BSHR, cached_BLd, step.mask)
+        return self._naive(q_nope_BSHX, q_rope_BSHR, c_kv_TC, k_rope_BS1R)
 
     def _shared_by_heads(self, x_TD: torch.Tensor) -> tuple[torch.Tensor | Quantized, ...]:
         """The query's latent [T, Q] (x where it has none), c_kv [T, C], the bare rotary key [T, R].

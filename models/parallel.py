@@ -41,7 +41,7 @@ from .expert_parallel import travelling
 from .linear import Linear, Precision
 from .moe import FeedForward, Gate, MoE
 from .norm import RMSNorm
-from .recompute import RECOMPUTES
+from .recompute import RECOMPUTES, RecomputedNorm, attention_again
 from .zero import Unit, units_of
 
 
@@ -55,7 +55,7 @@ class Layout:
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
-    recompute: "none", "selective" or "full" (see `recompute`).
+    recompute: "none", "latent", "selective" or "full" (see `recompute`).
     """
 
     tp: Group = ALONE
@@ -120,6 +120,11 @@ class ParallelMLA(MLA):
     def forward(self, x_TD: torch.Tensor, step: Step) -> torch.Tensor:
         y_TD = super().forward(x_TD, step)
         return y_TD if self.layout.attention_dp else self.layout.leave(y_TD)
+
+    def _attend(self, *args):
+        if self.layout.recompute == "latent" and self.training:
+            return attention_again(super()._attend, *args)
+        return super()._attend(*args)
 
     def _shared_by_heads(self, x_TD):
         q_in, c_kv, k_rope = super()._shared_by_heads(x_TD)
@@ -190,9 +195,10 @@ class ParallelLayer(Unit, DecoderLayer):
         nn.Module.__init__(self)
         dim = config.hidden_size
         norm = {"eps": config.rms_norm_eps, "dtype": precision.dtype, "device": device}
-        self.input_layernorm = RMSNorm(dim, **norm)
+        kind = RecomputedNorm if layout.recompute == "latent" else RMSNorm
+        self.input_layernorm = kind(dim, **norm)
         self.self_attn = ParallelMLA(config, layer_idx, precision, device, layout)
-        self.post_attention_layernorm = RMSNorm(dim, **norm)
+        self.post_attention_layernorm = kind(dim, **norm)
         if moe:
             self.mlp = ParallelMoE(config, precision, device, layout)
         else:

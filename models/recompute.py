@@ -1,8 +1,11 @@
-"""What the backward computes again instead of keeping: nothing, cheap ops, or whole layers."""
+"""What the backward computes again: nothing, norms and heads, cheap ops, or whole layers."""
 
 import functools
 
+import torch
 from torch.utils import checkpoint as ckpt
+
+from .norm import RMSNorm
 
 _KEPT = (
     "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
@@ -39,4 +42,35 @@ def _full(layer, x_TD, step):
     return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
 
 
-RECOMPUTES = {"none": lambda layer, x, step: layer(x, step), "selective": _selective, "full": _full}
+def _plain(layer, x_TD, step):
+    return layer(x_TD, step)
+
+
+# "latent": norms and MLA's up-projections run again, inside of the layer, by the two below.
+RECOMPUTES = {"none": _plain, "latent": _plain, "selective": _selective, "full": _full}
+
+
+class RecomputedNorm(RMSNorm):
+    """Keeps its input alone, and runs again in the backward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        return ckpt.checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def attention_again(attend, *args):
+    """`attend` from the latents, of which only attention's result is kept.
+
+    The latents are small; queries, keys and values of all heads are not (arXiv 2412.19437, 3.2.3).
+    """
+    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
+    return ckpt.checkpoint(
+        attend, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
+def _attention_kept(ctx, op, *args, **kwargs):
+    policies = ckpt.CheckpointPolicy
+    fused = op.__name__.startswith("_scaled_dot_product")
+    return policies.MUST_SAVE if fused else policies.PREFER_RECOMPUTE

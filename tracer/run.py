@@ -68,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="an op without a formula is an error")
     add("--full", action="store_true", help="trace every layer, not a few of each kind")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's code")
+    from .plan import add_axes
+
+    add_axes(p)
     add("--list-chips", action="store_true", help="the chips that --chip knows")
     add("--list-clusters", action="store_true", help="the bundled clusters")
     add("--list-models", action="store_true", help="the bundled models")
@@ -93,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tracer.models import bundled_ids
 
             print("\n".join(bundled_ids()))
+            return 0
+        from .plan import AXES, run_from_main
+
+        if any(getattr(options, axis) is not None for axis in AXES):
+            run_from_main(options)
             return 0
         _run(options, shlex.join(["tracer", *arguments]))
     except UserError as error:
@@ -136,7 +144,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     from .predict import predict, take_inventory
     from .report.summary import Study, plain_config
 
-    conventions, timing = _assumptions(options.assume, Conventions, Timing)
+    conventions, timing = assumptions_of(options.assume, Conventions, Timing)
     fold = not options.full
     with _progress() as say:
         say(f"building {options.hf_config or options.module or options.exported}")
@@ -245,7 +253,7 @@ def _check_sizes(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: give at least 1")
 
 
-def _assumptions(given: list[str], *kinds: Any) -> list[Any]:
+def assumptions_of(given: list[str], *kinds: Any) -> list[Any]:
     """`--assume name=value` for whichever of `kinds` has the field."""
     values: dict[str, Any] = {}
     known = {name: kind for kind in kinds for name in kind.names()}

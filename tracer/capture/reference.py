@@ -40,6 +40,7 @@ class ReferenceProgram:
                 raise UserError(f"--layers {layers}: {name} has {raw['num_hidden_layers']} layers")
             raw["num_hidden_layers"] = layers
             raw["first_k_dense_replace"] = min(layers, raw.get("first_k_dense_replace", 0))
+        self.raw: Mapping[str, Any] = raw
         self.config = Config.from_hf(raw, name)
         self.dtype = dtype
         self.layers = self.config.num_hidden_layers

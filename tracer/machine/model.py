@@ -15,6 +15,9 @@ import numpy as np
 from ..cost import Ledger
 from .calibration import Calibration
 from .kernels import (
+    CLASSES,
+    CONTIGUOUS,
+    GATHER,
     Cached,
     Estimate,
     Prompt,
@@ -40,6 +43,7 @@ class Conditions:
     memory: float = 1.0  # further share of the memory bandwidth
     portable: bool = False  # attention kernels in an older generation's instructions
     fp32_as: str = "fp32"  # precision that FP32 products run at
+    vector_rows: bool = False  # gathers stream whole rows
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,10 @@ def _elementwise(x: Columns, r: Rates, cal: Calibration, conditions: Conditions)
     # Elementwise kernels compute in FP32 whatever they load.
     peak = chip.vector.get("fp32") or max(chip.vector.values(), default=float("inf"))
     vector = x["vector"] / (peak * conditions.clock)
-    return elementwise(x["moved"], x["elements"], x["access"], r, cal["elementwise"], vector=vector)
+    access = x["access"]
+    if conditions.vector_rows:
+        access = np.where(access == CLASSES.index(GATHER), CLASSES.index(CONTIGUOUS), access)
+    return elementwise(x["moved"], x["elements"], access, r, cal["elementwise"], vector=vector)
 
 
 def _other(x: Columns, r: Rates, cal: Calibration, _: Conditions) -> Estimate:

@@ -28,6 +28,7 @@ _CHOICES = {
     "model": (KERNELS, ROOFLINE),
     "fp32_matmul": ("fp32", "tf32"),
     "attention": ("best", "portable"),
+    "rows": ("torch", "vector"),
 }
 
 
@@ -50,6 +51,9 @@ class Timing:
         reserved_sms: SMs that communication kernels keep from all others.
         attention: "best" kernels for the chip, or "portable" ones in an older generation's
             instructions (FlashAttention-2, torch's own flash op, on Hopper).
+        rows: rows found by index move as torch's `index_select` does it ("torch", measured), or in
+            kernels that copy whole rows with vector loads ("vector", at the speed of a stream), as
+            the permutations of Transformer Engine and DeepEP do.
     """
 
     model: str = "kernels"
@@ -62,6 +66,7 @@ class Timing:
     clock: float = 1.0
     reserved_sms: float = 0.0
     attention: str = "best"
+    rows: str = "torch"
 
     def __post_init__(self) -> None:
         for name in ("launch", "host"):
@@ -105,6 +110,8 @@ class Timing:
             lines.append(f"{self.reserved_sms:g} SMs reserved for communication")
         if self.attention == "portable":
             lines.append("attention kernels in an older generation's instructions")
+        if self.rows == "vector":
+            lines.append("rows found by index move with vector loads, at the speed of a stream")
         return lines
 
     def _efficiencies(self) -> str:
@@ -117,7 +124,7 @@ class Timing:
         """The part of it that the kernel model takes."""
         return Conditions(
             self.clock, self.reserved_sms, self.matmul_efficiency, self.memory_efficiency,
-            self.attention == "portable", self.fp32_matmul,
+            self.attention == "portable", self.fp32_matmul, self.rows == "vector",
         )  # fmt: skip
 
     @classmethod

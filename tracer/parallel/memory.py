@@ -62,6 +62,7 @@ class RankMemory:
         buffers: of communication, as given.
         reserve: bytes that are not for the model, as given.
         capacity: bytes of the GPU.
+        shared: of the activations, what all micro-batches have in common: weights in FP8.
     """
 
     weights: int
@@ -73,6 +74,7 @@ class RankMemory:
     buffers: int
     reserve: int
     capacity: int
+    shared: int = 0
 
     @property
     def total(self) -> int:
@@ -106,28 +108,48 @@ def rank_memory(
         raise UserError(f"gradients={gradients!r}: choose parameter or fp32")
     headroom = headroom or Headroom()
     trace = ledger.trace
-    roles = {"weights": 0, "kv": 0}
-    for storage in trace.storages:
-        if storage.role in roles and storage.born < 0:
-            roles[storage.role] += storage.nbytes
+    weights = sum(s.nbytes for s in trace.storages if s.role == "weights" and s.born < 0)
     live = timeline(trace, ledger.materialised).by_role
     moving = [a + t for a, t in zip(live["activations"], live["temporary"], strict=True)]
-    saved = grads = state = 0
+    saved = grads = state = shared = 0
     if trace.header.get("phase") == "training":
-        saved = moving[_first(trace, "backward", "recompute")]
+        turn = _first(trace, "backward", "recompute")
+        saved, shared = moving[turn], _from_weights(ledger, turn)
         kept, owned = _trained(trace, plan)
         grads = sum(p.numel * 4 if gradients == "fp32" else p.nbytes for p in kept)
         moments = 2 * _MOMENT_BYTES[plan.moments]
         state = sum(p.numel * (moments + (0 if p.dtype == "float32" else 4)) for p in owned)
     end = _first(trace, OPTIMIZER)
-    held = in_flight * saved
+    held = in_flight * (saved - shared) + shared
     # While one micro-batch runs, the others in flight hold what they saved.
     working = max(max(moving[: end + 1]) - saved, max(moving[end:]) - held, 0)
     return RankMemory(
-        weights=roles["weights"], gradients=grads, optimizer=state, activations=held,
-        working=working, kv=roles["kv"], buffers=headroom.buffers,
-        reserve=round(headroom.reserve * capacity), capacity=int(capacity),
+        weights=weights, gradients=grads, optimizer=state, activations=held,
+        working=working, kv=max(live["kv"], default=0), buffers=headroom.buffers,
+        reserve=round(headroom.reserve * capacity), capacity=int(capacity), shared=shared,
     )  # fmt: skip
+
+
+def _from_weights(ledger: Ledger, turn: int) -> int:
+    """Bytes alive at op `turn` that were made of weights alone, the same in every micro-batch."""
+    trace = ledger.trace
+    same = {
+        s for s, record in enumerate(trace.storages)
+        if record.role in ("weights", "gradients", "optimizer") and record.born < 0
+    }  # fmt: skip
+    made: set[int] = set()
+    for op in trace.ops[:turn]:
+        inputs = {ref.storage for ref in op.inputs()}
+        outputs = {out.storage for out in op.outputs} - inputs
+        if inputs and inputs <= same | made:
+            made |= outputs
+        else:
+            made -= outputs
+    total = 0
+    for storage in (trace.storages[s] for s in made & ledger.materialised):
+        if storage.died is None or storage.died > turn:
+            total += storage.nbytes
+    return total
 
 
 def _first(trace: Trace, *phases: str) -> int:
@@ -187,7 +209,8 @@ def _priced(trace: Trace) -> Ledger:
 def _together(parts: Sequence[RankMemory]) -> RankMemory:
     def add(a: RankMemory, b: RankMemory) -> RankMemory:
         return replace(
-            a, weights=a.weights + b.weights, gradients=a.gradients + b.gradients,
+            a, shared=a.shared + b.shared,
+            weights=a.weights + b.weights, gradients=a.gradients + b.gradients,
             optimizer=a.optimizer + b.optimizer, activations=a.activations + b.activations,
             working=max(a.working, b.working), kv=a.kv + b.kv,
         )  # fmt: skip

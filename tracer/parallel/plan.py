@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import UserError, did_you_mean
 from .sizes import Sizes
 
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE = ("none", "latent", "selective", "full")
 MOMENTS = ("fp32", "bf16")
 
 _CHOICES = {"recompute": RECOMPUTE, "moments": MOMENTS}
@@ -50,7 +50,8 @@ class Plan:
         chunks: parts of the model that one rank holds under an interleaved schedule; stage s is on
             pipeline rank s mod pp.
         redundant_experts: further copies of experts, for serving.
-        recompute: what the backward computes again: "none", "selective" (everything but products,
+        recompute: what the backward computes again: "none", "latent" (RMSNorm and MLA's
+            up-projections, as DeepSeek-V3 was trained), "selective" (everything but products,
             attention and collectives) or "full" (whole layers).
         moments: how AdamW keeps its two moments, "fp32" or "bf16".
     """

@@ -1,0 +1,83 @@
+"""What the price of a training plan rests on beside the model, the plan and the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import UserError
+from ..parallel.memory import Headroom
+from .structure import Kernels
+
+BOTH = ("dualpipe", "dualpipev")  # schedules with slots in which F and B overlap
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Which messages run beside which compute, each a named input.
+
+    Attributes:
+        pairs: F&B slots run forward and backward as two interleaved chains on two streams; what
+            one sends, the other hides. False: one after the other.
+        beside: axes whose messages hide behind the compute of their own pass as far as it reaches:
+            ring attention ("cp"), the gathers of ZeRO 3 that are fetched ahead ("dp").
+        data: "exposed", gradients are summed behind the last backward, or "last_backward", beside
+            the last micro-batch's.
+    """
+
+    pairs: bool = True
+    beside: tuple[str, ...] = ("dp", "edp", "stage")
+    data: str = "exposed"
+
+    def __post_init__(self) -> None:
+        if self.data not in ("exposed", "last_backward"):
+            raise UserError(f"data={self.data!r}: choose exposed or last_backward")
+
+    def notes(self, schedule: str) -> list[str]:
+        """A line each."""
+        lines = []
+        if schedule in BOTH:
+            how = "two interleaved streams" if self.pairs else "one after the other"
+            lines.append(f"F&B slots of {schedule}: {how}")
+        if self.beside:
+            lines.append(
+                f"hidden behind their own pass as far as it reaches: {', '.join(self.beside)}"
+            )
+        lines.append(f"gradients and parameters over data ranks: {self.data.replace('_', ' ')}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Everything that a plan's price rests on beside the model, the plan and the cluster.
+
+    Attributes:
+        kernels, overlap, headroom: see there.
+        exchange: of tokens and experts: "normal" (DeepEP's kernels for training and prefill) or
+            "nccl" (one all-to-all of all rows).
+        imbalance: rows of the busiest expert-parallel rank over the mean; None takes what chance
+            makes of even routing (`parallel.experts`).
+        gradients: type in which gradients are kept and summed: "parameter" or "fp32".
+        capacity: bytes of a GPU where it is not the datasheet's: an "80 GB" H100 reports
+            81,559 MiB.
+        kept: activations for the backward: "trace", as the traced program has them, or "fp8", as
+            DeepSeek-V3 was trained (see `kept`).
+    """
+
+    kernels: Kernels = field(default_factory=Kernels)
+    overlap: Overlap = field(default_factory=Overlap)
+    headroom: Headroom = field(default_factory=Headroom)
+    exchange: str = "normal"
+    imbalance: float | None = None
+    gradients: str = "parameter"
+    kept: str = "trace"
+    capacity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
+            raise UserError(f"imbalance={self.imbalance}: the busiest over the mean is at least 1")
+        if self.gradients not in ("parameter", "fp32"):
+            raise UserError(f"gradients={self.gradients!r}: choose parameter or fp32")
+        if self.kept not in ("trace", "fp8"):
+            raise UserError(f"kept={self.kept!r}: choose trace or fp8")
+        if self.exchange not in ("normal", "nccl"):
+            raise UserError(f"exchange={self.exchange!r}: choose normal or nccl")

@@ -1,0 +1,51 @@
+"""What uneven experts cost: rows of the busiest expert-parallel rank over the mean."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from tracer.hardware import Cluster
+
+from ..parallel import experts
+from ..parallel.plan import Plan
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
+
+
+def expert_skew(program: Program, plan: Plan, cluster: Cluster, tokens: int) -> float:
+    """What chance makes of even routing: all ranks wait for the busiest.
+
+    Args:
+        program: the model; one without routed experts has no skew.
+        plan: its `ep` ranks dispatch together.
+        cluster: its domains limit how far the hand of a token's groups reaches.
+        tokens: of one sequence or decode batch; a rank dispatches `micro_batch` times as many.
+    """
+    config = getattr(program, "config", None)
+    count = getattr(config, "n_routed_experts", None)
+    if not count or plan.ep == 1:
+        return 1.0
+    assert config is not None
+    limited = config.topk_method != "greedy" and config.topk_group < config.n_group
+    groups = (config.n_group, config.topk_group) if limited else (1, 1)
+    here = tokens * plan.micro_batch // (plan.cp * (1 if plan.attention_dp else plan.tp))
+    return _skew(
+        count, config.num_experts_per_tok, groups, plan.ep, plan.redundant_experts,
+        max(here, 1) * plan.ep, cluster.domain,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _skew(
+    count: int, top_k: int, groups: tuple[int, int], ranks: int, redundant: int, tokens: int,
+    domain: int,
+) -> float:  # fmt: skip
+    routing = experts.uniform(count, top_k, *groups)
+    node = domain if ranks % domain == 0 else ranks
+    if redundant:
+        placement = experts.balanced([1.0] * count, ranks, node, count + redundant)
+    else:
+        placement = experts.contiguous(count, ranks, node)
+    return experts.expert_load(routing, placement, tokens).imbalance

@@ -1,0 +1,307 @@
+"""A rank's program as two streams: stretches of compute and the messages between them, in order.
+
+One layer, or one stage, of one micro-batch. The forward and the backward are chains of `Segment`s
+as the trace has them; which of the messages hide behind compute is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
+from ..cost import Kernel, Ledger
+from ..cost.dataflow import Dataflow
+from ..cost.fusion import FUSIBLE
+from ..cost.onepass import CAST
+from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, REDUCTION, Cost
+from ..machine import Timing, time_ledger
+from ..parallel.expert_exchange import dispatch
+from ..parallel.expert_traffic import Routing, token_bytes
+from ..parallel.groups import Group
+from ..parallel.network import Network
+
+COMPUTE = ""
+DEEPEP_DTYPES = {"uint8": "fp8", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class Segment(NamedTuple):
+    """A stretch of one stream.
+
+    Attributes:
+        axis: "" for compute, else the group that a message goes through ("ep", "tp", ...).
+        seconds: alone on the chip.
+        slowed: of compute, seconds while communication holds its SMs; of a message 0.
+        sms: of a message, SMs that it holds.
+        weight: whether it makes gradients of weights and of nothing else.
+    """
+
+    axis: str
+    seconds: float
+    slowed: float = 0.0
+    sms: float = 0.0
+    weight: bool = False
+
+
+Chain = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a rank runs for one micro-batch.
+
+    Attributes:
+        forward, backward: in order; the backward with what it computes again and both gradients.
+        once: seconds of compute that a step needs once: weights rounded to FP8, which all of its
+            micro-batches share.
+        hop, hop_back: bytes that a stage sends on to the next one, and back.
+        cost: of the micro-batch, forward and backward.
+        reduced: bytes of gradients that are summed over each axis ("dp", "edp", "stage").
+        optimizer: seconds of the optimizer's kernels, as traced.
+        launches: kernels.
+    """
+
+    forward: Chain = ()
+    backward: Chain = ()
+    once: float = 0.0
+    hop: float = 0.0
+    hop_back: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+    reduced: Mapping[str, float] = field(default_factory=dict)
+    optimizer: float = 0.0
+    launches: int = 0
+
+    def seconds(self, direction: str, *, weight: bool | None = None) -> float:
+        """Compute seconds of a direction: all, those of weight gradients, or all others."""
+        chain = self.forward if direction == FORWARD else self.backward
+        return sum(s.seconds for s in chain if s.axis == COMPUTE and weight in (None, s.weight))
+
+    def messages(self, direction: str) -> dict[str, float]:
+        """Seconds of messages of a direction by axis."""
+        found: dict[str, float] = {}
+        for s in self.forward if direction == FORWARD else self.backward:
+            if s.axis != COMPUTE:
+                found[s.axis] = found.get(s.axis, 0.0) + s.seconds
+        return found
+
+
+def joined(parts: Sequence[Passes]) -> Passes:
+    """Parts of one stage in the order of the forward; the backward runs them the other way."""
+    reduced: dict[str, float] = {}
+    for part in parts:
+        for axis, nbytes in part.reduced.items():
+            reduced[axis] = reduced.get(axis, 0.0) + nbytes
+    return Passes(
+        tuple(itertools.chain.from_iterable(p.forward for p in parts)),
+        tuple(itertools.chain.from_iterable(p.backward for p in reversed(parts))),
+        sum(p.once for p in parts),
+        max((p.hop for p in parts), default=0.0),
+        max((p.hop_back for p in parts), default=0.0),
+        Cost.sum(p.cost for p in parts),
+        reduced,
+        sum(p.optimizer for p in parts),
+        sum(p.launches for p in parts),
+    )
+
+
+def beyond(whole: Passes, part: Passes) -> Passes:
+    """What `whole` has more than `part`: the output head of a last layer, say. One stretch each."""
+
+    def more(a: Chain, b: Chain) -> Chain:
+        found = []
+        for weight in (False, True):
+            x = [s for s in a if s.axis == COMPUTE and s.weight is weight]
+            y = [s for s in b if s.axis == COMPUTE and s.weight is weight]
+            seconds = max(sum(s.seconds for s in x) - sum(s.seconds for s in y), 0.0)
+            slowed = max(sum(s.slowed for s in x) - sum(s.slowed for s in y), seconds)
+            if seconds:
+                found.append(Segment(COMPUTE, seconds, slowed, weight=weight))
+        axes = dict.fromkeys(s.axis for s in a if s.axis != COMPUTE)
+        for axis in axes:
+            seconds = sum(s.seconds for s in a if s.axis == axis)
+            seconds -= sum(s.seconds for s in b if s.axis == axis)
+            sms = max(s.sms for s in a if s.axis == axis)
+            if seconds > 1e-9:
+                found.append(Segment(axis, seconds, sms=sms))
+        return tuple(found)
+
+    negative = -1
+    reduced = {k: max(v - part.reduced.get(k, 0.0), 0.0) for k, v in whole.reduced.items()}
+    return Passes(
+        more(whole.forward, part.forward), more(whole.backward, part.backward),
+        max(whole.once - part.once, 0.0), 0.0, 0.0,
+        whole.cost + negative * part.cost, reduced,
+        max(whole.optimizer - part.optimizer, 0.0), max(whole.launches - part.launches, 0),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Links:
+    """How a plan's groups lie in a cluster, and how expert-parallel ranks exchange tokens.
+
+    Attributes:
+        network: of the cluster.
+        groups: by axis.
+        routing: of the model's experts; None without.
+        kernel: of the exchange, "normal" or "low_latency" (DeepEP's), or "nccl": one all-to-all.
+        skew: rows of the busiest expert-parallel rank over the mean: what all ranks wait for.
+    """
+
+    network: Network
+    groups: Mapping[str, Group]
+    routing: Routing | None = None
+    kernel: str = "normal"
+    skew: float = 1.0
+
+    def segment(self, kernel: Kernel, dtype: str, before: str) -> Segment:
+        """Seconds of a collective, all its launches together.
+
+        The counts of rows and the FP32 scales of FP8 rows travel with the rows in DeepEP's kernels:
+        they cost nothing of their own there.
+        """
+        (axis, nbytes), launches = next(iter(kernel.cost.messages.items())), kernel.launches
+        group = self.groups.get(axis)
+        if group is None or group.ranks == 1:
+            return Segment(axis, 0.0)
+        one = nbytes / launches
+        exchange = axis == "ep" and kernel.name == "all_to_all_single" and self.kernel != "nccl"
+        if exchange and self.routing is not None:
+            if dtype.startswith("int") or (dtype == "float32" and before == "uint8"):
+                return Segment(axis, 0.0)
+            precision = DEEPEP_DTYPES.get(dtype, "bf16")
+            per = {"uint8": 1.0}.get(dtype, token_bytes(1, precision))
+            time = dispatch(
+                self.network, one / (self.routing.top_k * per), 1, self.routing, group,
+                kernel=self.kernel, precision=precision, skew=self.skew,
+            )  # fmt: skip
+        else:
+            time = self.network.time(_COLLECTIVES[kernel.name], one, group)
+        return Segment(axis, launches * float(time.seconds), sms=time.sms)
+
+
+_COLLECTIVES = {
+    "all_reduce": "all_reduce", "all_gather_into_tensor": "all_gather",
+    "all_gather_into_tensor_out": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "all_to_all", "broadcast": "broadcast", "isend": "send", "irecv": "send",
+    "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter",
+    "allreduce_": "all_reduce",
+}  # fmt: skip
+
+
+def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
+    """The passes of the program that `ledger` prices.
+
+    Args:
+        ledger: of a rank's trace.
+        links: the network under it.
+        timing: of the chip, without SMs reserved for communication.
+        attention: factor on fused attention, for context-parallel ranks whose trace shows only
+            their own keys.
+    """
+    network = links.network
+    times = time_ledger(ledger, network.cluster.chip, timing)
+    held = timing.reserved_sms + network.cluster.comm_sms
+    away = time_ledger(
+        ledger, network.cluster.chip, replace(timing, reserved_sms=held)
+    ) if _has_messages(ledger) else times  # fmt: skip
+    alone = {id(k.kernel): k for k in times.kernels}
+    slow = {id(k.kernel): k for k in away.kernels}
+    weights = weight_gradients(ledger)
+    chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
+    hops = {FORWARD: 0.0, BACKWARD: 0.0}
+    reduced: dict[str, float] = {}
+    once, optimizer, before, launches = 0.0, 0.0, "", 0
+    for kernel in ledger.kernels:
+        direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
+        if kernel.kind == COLLECTIVE:
+            dtype = next(ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
+            axis = next(iter(kernel.cost.messages))
+            if axis == "pp":
+                if kernel.name == "isend":
+                    hops[direction] += sum(kernel.cost.messages.values())
+                continue
+            if direction == OPTIMIZER or axis in ("dp", "edp", "stage"):
+                if kernel.name.startswith(("reduce_scatter", "all_reduce")):
+                    size = sum(kernel.cost.messages.values())
+                    reduced[axis] = reduced.get(axis, 0.0) + size
+                if direction == OPTIMIZER:
+                    continue
+            chains[direction].append((links.segment(kernel, dtype, before), kernel.launches))
+            before = dtype
+            continue
+        if direction == OPTIMIZER:
+            optimizer += alone[id(kernel)].total
+            continue
+        launches += kernel.launches
+        factor = attention if kernel.kind == ATTENTION else 1.0
+        factor *= links.skew if kernel.kind == GROUPED_GEMM else 1.0
+        seconds, slowed = alone[id(kernel)].total * factor, slow[id(kernel)].total * factor
+        if kernel.name == CAST and set(kernel.cost.read) == {"weights"}:
+            once += seconds if direction == FORWARD else 0.0
+            continue
+        makes = direction == BACKWARD and all(p.op in weights for p in kernel.parts)
+        chains[direction].append(
+            (Segment(COMPUTE, seconds, max(slowed, seconds), weight=makes), kernel.launches)
+        )
+    cost = Cost.sum(_scaled(k, attention) for k in ledger.kernels if k.phase != OPTIMIZER)
+    return Passes(
+        _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, hops[FORWARD],
+        hops[BACKWARD], cost, reduced, optimizer, launches,
+    )  # fmt: skip
+
+
+def _scaled(kernel: Kernel, attention: float) -> Cost:
+    if kernel.kind != ATTENTION or attention == 1:
+        return kernel.cost
+    flops = {p: round(n * attention) for p, n in kernel.cost.flops.items()}
+    return replace(kernel.cost, flops=flops)
+
+
+def _has_messages(ledger: Ledger) -> bool:
+    return any(k.kind == COLLECTIVE for k in ledger.kernels)
+
+
+def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
+    """Layers that were folded one after the other again, and neighbours on one stream together."""
+    found: list[Segment] = []
+    for times, run in itertools.groupby(chain, key=lambda item: item[1]):
+        once = [s._replace(seconds=s.seconds / times, slowed=s.slowed / times) for s, _ in run]
+        for s in itertools.chain.from_iterable(itertools.repeat(once, times)):
+            last = found[-1] if found else None
+            if last is not None and last.axis == s.axis and last.weight == s.weight:
+                found[-1] = last._replace(
+                    seconds=last.seconds + s.seconds, slowed=last.slowed + s.slowed,
+                    sms=max(last.sms, s.sms),
+                )  # fmt: skip
+            elif s.seconds:
+                found.append(s)
+    return tuple(found)
+
+
+def weight_gradients(ledger: Ledger) -> set[int]:
+    """Ops of the backward that serve gradients of weights alone: the products that write them, and
+    whatever only these read (operands turned round and rounded again).
+    """
+    trace = ledger.trace
+    priced = {p.op: k for k in ledger.kernels for p in k.parts}
+    flow = Dataflow(trace.ops)
+    gradients = {s for s, record in enumerate(trace.storages) if record.role == "gradients"}
+    found: set[int] = set()
+    readers: dict[int, list[int]] = {}
+    for index, op in enumerate(trace.ops):
+        for producer in flow.producers[index]:
+            if index in priced or op.name.startswith("_c10d"):
+                readers.setdefault(producer, []).append(index)
+    for index in range(len(trace.ops) - 1, -1, -1):
+        op = trace.ops[index]
+        kernel = priced.get(index)
+        if kernel is None or op.phase != BACKWARD or kernel.kind == COLLECTIVE:
+            continue
+        writes = {out.storage for out in op.outputs} | set(op.mutates)
+        after = [i for i in readers.get(index, ()) if trace.ops[i].phase == BACKWARD]
+        served = bool(after) and all(i in found for i in after)
+        if writes <= gradients or (served and kernel.kind in (*FUSIBLE, REDUCTION)):
+            found.add(index)
+    return found

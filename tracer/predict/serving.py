@@ -1,0 +1,286 @@
+"""A prefill or a decode instance of a plan: tokens a second, latencies, what fits.
+
+An instance is all GPUs of the plan; its data ranks run `micro_batch` sequences each. With two
+micro-batches in flight (arXiv 2412.19437, section 3.4) half of the sequences compute while the
+other half is on the wire: two chains on two in-order streams. Not modelled: queueing, chunked
+prefill, a prefill between decode steps, prefix caches, speculative decoding, sampling on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tracer.hardware import Cluster
+
+from ..capture.records import FORWARD
+from ..errors import UserError
+from ..parallel.expert_exchange import ep_tpot_limit
+from ..parallel.memory import Headroom, RankMemory, largest
+from ..parallel.network import Network, network_of
+from ..parallel.plan import Plan
+from .imbalance import expert_skew
+from .pipeline import GpuMemory, two_streams
+from .program import stages_of
+from .structure import Block, Kernels
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
+
+PREFILL, DECODE = "prefill", "decode"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is assumed of a server, each a named input.
+
+    Attributes:
+        kernels, headroom: see there; `kernels.timing.host` above 0 launches eagerly, 0 is a CUDA
+            graph.
+        micro_batches: 1, or 2 that hide each other's messages.
+        exchange: of tokens and experts; None takes DeepEP's normal kernels for prefill and the
+            low-latency ones for decode.
+        imbalance: rows of the busiest expert-parallel rank over the mean; None: what chance makes
+            of even routing.
+        weights: "fp8" serves a transformers model with FP8 linears.
+    """
+
+    kernels: Kernels = field(default_factory=Kernels)
+    headroom: Headroom = field(default_factory=Headroom)
+    micro_batches: int = 1
+    exchange: str | None = None
+    imbalance: float | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batches not in (1, 2):
+            raise UserError(f"micro_batches={self.micro_batches}: 1, or 2 that overlap")
+        if self.weights not in (None, "fp8"):
+            raise UserError(f"weights={self.weights!r}: fp8, or as traced")
+        if self.exchange not in (None, "normal", "low_latency", "nccl"):
+            raise UserError(f"exchange={self.exchange!r}: choose normal, low_latency or nccl")
+        if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
+            raise UserError(f"imbalance={self.imbalance}: the busiest over the mean is at least 1")
+
+
+@dataclass(frozen=True)
+class ServingStep:
+    """One prefill of a batch, or one token of every sequence.
+
+    Attributes:
+        seconds: of the step, all pipeline stages: TTFT without a queue, or TPOT.
+        interval: seconds between two steps of the instance: of its slowest stage.
+        compute, communication: of one data rank, all stages, alone.
+        exposed: communication that nothing hides.
+        host: seconds that the CPU needs for all launches; 0 in a CUDA graph.
+        ep_limit: seconds a token that expert parallelism needs at least (decode with experts).
+        largest_batch: sequences of a data rank that fit; None if not asked for.
+        reason: why it does not run.
+    """
+
+    model: str
+    phase: str
+    plan: Plan
+    cluster: Cluster
+    batch: int
+    seq: int
+    context: int
+    seconds: float
+    interval: float
+    compute: float
+    communication: float
+    exposed: float
+    host: float
+    memory: GpuMemory
+    kv: float
+    ep_limit: float | None
+    largest_batch: int | None
+    skew: float
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it fits."""
+        return not self.reason
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, of the whole instance."""
+        each = self.seq if self.phase == PREFILL else 1
+        return self.batch * self.plan.data_ranks * each
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the instance."""
+        return self.tokens / self.interval
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        """Of one GPU."""
+        return self.tokens_per_s / self.plan.world
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record, JSON-ready; throughput is None where the plan does not fit."""
+        runs, decode = self.feasible, self.phase == DECODE
+        return {
+            "kind": self.phase, "model": self.model, "cluster": self.cluster.id,
+            "plan": str(self.plan), "gpus": self.plan.world, "batch_per_data_rank": self.batch,
+            "seq": self.seq, "context": self.context, "feasible": runs, "reason": self.reason,
+            "ttft_s": self.seconds if runs and not decode else None,
+            "tpot_s": self.seconds if runs and decode else None,
+            "compute_s": self.compute, "communication_s": self.communication,
+            "exposed_s": self.exposed, "host_s": self.host,
+            "tokens_per_s": self.tokens_per_s if runs else None,
+            "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu if runs else None,
+            "ep_limit_s": self.ep_limit, "largest_batch": self.largest_batch,
+            "kv_bytes": self.kv, "expert_skew": self.skew,
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def predict_serving(
+    program: Program, plan: Plan, cluster: Cluster | str, phase: str, *, batch: int,
+    seq: int = 4096, context: int = 4096, assume: Serving | None = None, solve: bool = False,
+) -> ServingStep:  # fmt: skip
+    """Price one step of a serving instance.
+
+    Args:
+        program: the model.
+        plan: how the instance is cut; `micro_batch` and `micro_batches` follow from `batch`.
+        cluster: where.
+        phase: "prefill" (`batch` prompts of `seq` tokens a data rank) or "decode" (one token of
+            each of `batch` sequences a data rank, `context` keys).
+        batch: sequences of a data rank.
+        seq: of a prompt.
+        context: keys of a decoded token, its own included.
+        assume: what the price rests on.
+        solve: also look for the largest batch that fits.
+
+    Raises:
+        UserError: a plan that cannot run; says why.
+    """
+    assume = assume or Serving()
+    if phase not in (PREFILL, DECODE):
+        raise UserError(f"phase {phase!r}: choose prefill or decode")
+    if batch < 1 or batch % assume.micro_batches:
+        raise UserError(
+            f"batch={batch}: a data rank needs at least {assume.micro_batches}, in "
+            f"{assume.micro_batches} equal micro-batches"
+        )
+    network = network_of(cluster)
+    cluster = network.cluster
+    plan = replace(
+        plan, micro_batch=batch // assume.micro_batches, micro_batches=assume.micro_batches,
+        schedule="1f1b", recompute="none", zero=0, chunks=1, moments="fp32",
+    )  # fmt: skip
+    exchange = assume.exchange or ("low_latency" if phase == DECODE else "normal")
+    tokens = seq if phase == PREFILL else 1
+    if plan.world > cluster.largest:
+        raise UserError(
+            f"plan {plan}: {plan.world:,} GPUs; {cluster.name} ({cluster.id}) goes up to "
+            f"{cluster.largest:,}"
+        )
+    skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
+    stages = stages_of(
+        program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
+        exchange=exchange, skew=skew, weights=assume.weights,
+    )  # fmt: skip
+    if reasons := stages.illegal(plan):
+        raise UserError(f"plan {plan}: {'; '.join(reasons)}")
+    blocks = stages.blocks()
+    spans = [_span(b, assume) for b in blocks]
+    hop = _hops(blocks, plan, network)
+    memory = _memory(blocks, assume, cluster)
+    host = sum(s[3] for s in spans)
+    step = ServingStep(
+        program.name, phase, plan, cluster, batch, seq, context,
+        sum(s[0] for s in spans) + hop, max(s[0] for s in spans),
+        sum(b.passes.seconds(FORWARD) for b in blocks) * assume.micro_batches,
+        sum(sum(b.passes.messages(FORWARD).values()) for b in blocks) * assume.micro_batches,
+        sum(s[1] for s in spans), host, memory,
+        max(b.kv for b in blocks) * assume.micro_batches,
+        _ep_limit(program, plan, cluster) if phase == DECODE else None, None, skew,
+        tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
+                             _streams(assume)])),
+        "" if memory.fits else (
+            f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
+            f"{max(b.kv for b in blocks) * assume.micro_batches / 1e9:.1f}) and a reserve of "
+            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:g} GB"
+        ),
+    )  # fmt: skip
+    if not solve:
+        return step
+
+    unit = plan.tp if plan.tp > 1 and not plan.attention_dp and plan.ep > 1 else 1
+    unit = unit if phase == DECODE else 1
+
+    def fits(number: int) -> RankMemory:
+        mine = replace(plan, micro_batch=number * unit)
+        found = stages_of(
+            program, mine, network, assume.kernels, phase=phase, seq=seq, context=context,
+            exchange=exchange, skew=skew, weights=assume.weights,
+        ).blocks()  # fmt: skip
+        m = _memory(found, assume, cluster)
+        return RankMemory(
+            int(m.weights), 0, 0, int(m.activations), int(m.working), 0, int(m.buffers),
+            int(m.reserve), int(m.capacity),
+        )  # fmt: skip
+
+    return replace(step, largest_batch=largest(fits, most=1 << 16) * unit * assume.micro_batches)
+
+
+def _streams(assume: Serving) -> str:
+    if assume.micro_batches == 2:
+        return "two micro-batches, one computes while the other is on the wire"
+    return "messages are exposed: one micro-batch"
+
+
+def _span(block: Block, assume: Serving) -> tuple[float, float, float, float]:
+    """Seconds, exposed communication, compute and host seconds of one stage."""
+    passes = block.passes
+    host = assume.kernels.timing.host * passes.launches * assume.micro_batches
+    if assume.micro_batches == 2:
+        both = two_streams(passes.forward, passes.forward)
+        return max(both.total, host), both.exposed, both.compute, host
+    messages = sum(passes.messages(FORWARD).values())
+    compute = passes.seconds(FORWARD)
+    return max(compute + messages, host), messages, compute, host
+
+
+def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:
+    from ..parallel.groups import strided
+
+    if plan.pp == 1:
+        return 0.0
+    group = strided(2, plan.ranks_per_stage, network.cluster)
+    return sum(float(network.send(b.passes.hop, group).seconds) for b in blocks[:-1])
+
+
+def _memory(blocks: list[Block], assume: Serving, cluster: Cluster) -> GpuMemory:
+    """Of the fullest stage; caches stand under activations."""
+    capacity = float(cluster.chip.memory_capacity)
+    found = [
+        GpuMemory(
+            b.weights, 0.0, 0.0, b.kv * assume.micro_batches, b.working * assume.micro_batches,
+            assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
+        )
+        for b in blocks
+    ]  # fmt: skip
+    return max(found, key=lambda m: m.total)
+
+
+def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:
+    """The all-to-all bound of arXiv 2505.09343, 2.3.2, with this plan's tokens and group."""
+    config = getattr(program, "config", None)
+    if plan.ep == 1 or config is None:
+        return None
+    ranks = 1 if plan.attention_dp else plan.tp
+    tokens = plan.micro_batch * plan.micro_batches / ranks / 2  # two micro-batches take turns
+    far = plan.ep > cluster.domain
+    layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
+    return ep_tpot_limit(
+        cluster.nic_bandwidth if far else cluster.link_bandwidth, tokens=tokens,  # type: ignore[arg-type]
+        hidden=config.hidden_size, copies=config.num_experts_per_tok, layers=layers,
+    )  # fmt: skip

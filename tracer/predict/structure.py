@@ -1,0 +1,302 @@
+"""The layers of a plan as building blocks: traced once a structure, reused by every plan.
+
+What a rank runs for one layer depends on how the layer is cut (`tp`, `ep`, `cp`, sequences at
+once, what is computed again), not on how many stages or replicas there are. So four one-layer
+stages of a short model are traced: the first with the embedding, a dense layer, an expert layer,
+the last with the output head; any stage of any plan is a sum of them. What this leaves out is the
+kernels that would fuse across two layers; `tests/predict/test_plan_blocks.py` holds it against
+stages traced as a whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..capture.records import Trace
+from ..cost import Conventions, Ledger, price
+from ..cost.onepass import one_pass
+from ..errors import UserError
+from ..machine import Timing
+from ..parallel.expert_traffic import Routing
+from ..parallel.groups import Group, strided
+from ..parallel.memory import rank_memory
+from ..parallel.network import Network
+from ..parallel.plan import Plan
+from ..parallel.ranks import rank_trace, sizes_of
+from ..parallel.sizes import Sizes
+from .kept import kept_in_fp8
+from .passes import Links, Passes, beyond, joined, passes_of
+
+if TYPE_CHECKING:
+    from ..capture.reference import ReferenceProgram
+    from ..capture.workload import Workload
+
+EMBEDDING, DENSE, EXPERTS, HEAD = "embedding", "dense", "experts", "head"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is assumed of the kernels of a plan, each a named input.
+
+    Attributes:
+        timing: of the chip. Rows found by index move with vector loads by default, as in the
+            permutations that expert-parallel systems use.
+        casts: "one_pass", FP8 casts read their source once (see `cost.onepass`), or "traced".
+        conventions: how FLOPs and bytes are counted.
+    """
+
+    timing: Timing = field(default_factory=lambda: Timing(rows="vector"))
+    casts: str = "one_pass"
+    conventions: Conventions = field(default_factory=Conventions)
+
+    def __post_init__(self) -> None:
+        if self.casts not in ("one_pass", "traced"):
+            raise UserError(f"casts={self.casts!r}: choose one_pass or traced")
+
+    def ledger(self, trace: Trace) -> Ledger:
+        """The ledger of a trace under these assumptions."""
+        ledger = price(trace, self.conventions)
+        return one_pass(ledger) if self.casts == "one_pass" else ledger
+
+    def notes(self) -> list[str]:
+        """A line each."""
+        lines = self.timing.notes()
+        if self.casts == "one_pass":
+            lines.append("FP8 casts read their source once, transposed or not")
+        return lines
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer (or what is at an end) of a rank.
+
+    Bytes, of one micro-batch where it matters: `weights`, `saved` for the backward, `shared` of
+    what is saved but the same for all micro-batches (weights in FP8), `working` beside these, `kv`.
+    `parameters`: elements by axis over which their gradients are summed.
+    """
+
+    passes: Passes
+    weights: float = 0.0
+    saved: float = 0.0
+    shared: float = 0.0
+    working: float = 0.0
+    kv: float = 0.0
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    master: float = 4.0  # bytes an element of FP32 master weights: none for FP32 parameters
+
+    def minus(self, other: Block) -> Block:
+        """What this one has more than `other`."""
+        parameters = {
+            k: max(v - other.parameters.get(k, 0.0), 0.0) for k, v in self.parameters.items()
+        }
+        return Block(
+            beyond(self.passes, other.passes), max(self.weights - other.weights, 0.0),
+            max(self.saved - other.saved, 0.0), max(self.shared - other.shared, 0.0),
+            self.working, max(self.kv - other.kv, 0.0), parameters, self.master,
+        )  # fmt: skip
+
+
+def together(blocks: list[Block]) -> Block:
+    """Blocks of one stage, in order."""
+    parameters: dict[str, float] = {}
+    for block in blocks:
+        for axis, count in block.parameters.items():
+            parameters[axis] = parameters.get(axis, 0.0) + count
+    return Block(
+        joined([b.passes for b in blocks]),
+        sum(b.weights for b in blocks), sum(b.saved for b in blocks),
+        sum(b.shared for b in blocks), max(b.working for b in blocks), sum(b.kv for b in blocks),
+        parameters, max(b.master for b in blocks),
+    )  # fmt: skip
+
+
+class Structure:
+    """The blocks of one way to cut a model, on one cluster.
+
+    Args:
+        program: a reference model.
+        workload: what a data rank runs at once; its batch is the plan's `micro_batch`.
+        plan: legal for the model.
+        network: of the cluster.
+        kernels: what is assumed of them.
+        exchange, skew: see `Links`.
+        kept: activations for the backward: "trace", as the traced program keeps them, or "fp8",
+            see `kept`.
+    """
+
+    def __init__(
+        self, program: ReferenceProgram, workload: Workload, plan: Plan, network: Network,
+        kernels: Kernels, *, exchange: str = "normal", skew: float = 1.0, kept: str = "trace",
+    ) -> None:  # fmt: skip
+        if kept == "fp8" and (plan.tp > 1 or program.dtype != "fp8" or plan.recompute != "latent"):
+            raise UserError(
+                f"plan {plan}: kept=fp8 is known for FP8 training with tp=1 recompute=latent"
+            )
+        self.kept = kept
+        self.program, self.plan, self.network = program, plan, network
+        self.kernels, self.exchange, self.skew = kernels, exchange, skew
+        self.workload = replace(workload, batch=plan.micro_batch)
+        self.sizes = sizes_of(program)
+
+    def stage(self, stage: int) -> Block:
+        """Everything of a stage."""
+        layers = self.plan.layers_of(stage, self.sizes.layers)
+        config = self.program.config
+        found = []
+        for index in layers:
+            kind = EXPERTS if config.is_moe(index) else DENSE
+            found.append(self.block(EMBEDDING if index == 0 else kind))
+        if layers.stop == self.sizes.layers:
+            found.append(self.block(HEAD))
+        return together(found)
+
+    def alike(self) -> Iterator[tuple[Block, list[int]]]:
+        """Stages with the same blocks."""
+        config, groups = self.program.config, dict[Any, list[int]]()
+        for stage in range(self.plan.stages):
+            layers = self.plan.layers_of(stage, self.sizes.layers)
+            kinds = (layers.start == 0, layers.stop == self.sizes.layers,
+                     tuple(config.is_moe(i) for i in layers))  # fmt: skip
+            groups.setdefault(kinds, []).append(stage)
+        for stages in groups.values():
+            yield self.stage(stages[0]), stages
+
+    def block(self, kind: str) -> Block:
+        """One block, from the cache where its structure has been there."""
+        plan = self.plan
+        if kind == HEAD:
+            last, plain = self._block(HEAD, _cut(plan, 1)), self._block(EXPERTS, _cut(plan, 1))
+            return last.minus(plain)
+        if self.kept == "fp8":
+            moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
+            tokens = self.workload.tokens // plan.cp
+            saved = kept_in_fp8(self.program.config, tokens, moe)
+            return replace(self._of(kind), saved=saved)
+        return self._of(kind)
+
+    def _of(self, kind: str) -> Block:
+        plan = self.plan
+        has_experts = kind == EXPERTS or (kind == EMBEDDING and self.program.config.is_moe(0))
+        return self._block(kind, _cut(plan, plan.ep if has_experts else 1))
+
+    def _block(self, kind: str, cut: Plan) -> Block:
+        return _measured(
+            self.program, self.workload, cut, kind, self.network, self.kernels, self.exchange,
+            self.skew, self._groups(),
+        )  # fmt: skip
+
+    def _groups(self) -> tuple[tuple[str, Group], ...]:
+        """The groups that a micro-batch's messages go through, on the cluster."""
+        groups = groups_on(self.plan, self.network)
+        inside = ("tp", "cp", "ep") if self.plan.zero < 2 else tuple(groups)
+        return tuple((axis, groups[axis]) for axis in inside)
+
+
+@functools.lru_cache(maxsize=1024)
+def groups_on(plan: Plan, network: Network) -> dict[str, Group]:
+    """The groups of rank 0 of a plan on a cluster."""
+    found = {}
+    for axis, ranks in plan.groups(0).items():
+        if axis != "pp":
+            found[axis] = strided(len(ranks), ranks.step, network.cluster)
+    return found
+
+
+def routing_of(program: ReferenceProgram, plan: Plan) -> Routing | None:
+    """How tokens choose experts, for what they send."""
+    config = program.config
+    if not config.n_routed_experts:
+        return None
+    limited = config.topk_method != "greedy" and config.topk_group < config.n_group
+    placed = config.n_routed_experts + plan.redundant_experts
+    groups = (config.n_group, config.topk_group) if limited else (1, 1)
+    if placed % groups[0]:
+        groups = (1, 1)
+    return Routing(placed, config.num_experts_per_tok, *groups)
+
+
+def _cut(plan: Plan, ep: int) -> Plan:
+    """What of a plan shows in one layer; as few replicas as its expert groups need."""
+    dp = 1
+    if plan.dp > 1:
+        dp = 2
+        while (plan.tp * plan.cp * dp) % ep and dp < plan.dp:
+            dp += 1
+    return replace(
+        plan, ep=ep, dp=dp, pp=1, chunks=1, schedule="1f1b", moments="fp32",
+        micro_batches=min(plan.micro_batches, 2),
+        zero=plan.zero if plan.zero >= 2 else min(dp, 2) - 1,
+        redundant_experts=plan.redundant_experts if ep > 1 else 0,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def _measured(
+    program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
+    kernels: Kernels, exchange: str, skew: float, groups: tuple[tuple[str, Group], ...],
+) -> Block:  # fmt: skip
+    ledger = _ledger(program, workload, cut, kind, kernels)
+    links = Links(network, dict(groups), routing_of(program, cut), exchange, skew)
+    passes = passes_of(ledger, links, kernels.timing)
+    return measure(ledger, cut, passes)
+
+
+@functools.lru_cache(maxsize=256)
+def _ledger(
+    program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, kernels: Kernels
+) -> Ledger:
+    short, place = _short(program, kind)
+    plan = replace(cut, pp=short.layers)
+    trace = rank_trace(
+        short, workload, plan, rank=place * plan.ranks_per_stage, stage=place, fold=False
+    )
+    return kernels.ledger(trace)
+
+
+@functools.lru_cache(maxsize=64)
+def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]:
+    """A model of few layers that has `kind`, and which of its stages that is."""
+    from ..capture.reference import ReferenceProgram
+
+    config = program.config
+    dense = sum(not config.is_moe(i) for i in range(config.num_hidden_layers))
+    first = min(dense, 2)
+    short = ReferenceProgram(
+        f"{program.name} ({first + 2} layers)",
+        {**program.raw, "num_hidden_layers": first + 2, "first_k_dense_replace": first},
+        program.dtype,
+    )
+    places = {EMBEDDING: 0, DENSE: 1 if first > 1 else 0, EXPERTS: first, HEAD: first + 1}
+    if first < 2:
+        places = {EMBEDDING: 0, DENSE: 0, EXPERTS: 1, HEAD: first + 1}
+    return short, places[kind]
+
+
+def measure(ledger: Ledger, cut: Plan, passes: Passes) -> Block:
+    """The bytes of a ledger's rank, with one micro-batch in flight."""
+    memory = rank_memory(ledger, cut, 0)
+    trace = ledger.trace
+    trained = [p for p in trace.parameters if p.trainable and not p.buffer]
+    whole = [p for p in trained if not p.name.rpartition(".")[2].startswith("shard_")]
+    count: dict[str, float] = {}
+    if trace.header.get("phase") == "training":
+        item = max((p.nbytes // max(p.numel, 1) for p in trained), default=2)
+        count = {axis: nbytes / item for axis, nbytes in passes.reduced.items()}
+        if cut.zero <= 1:
+            total = sum(p.numel for p in whole)
+            left = total - sum(count.values())
+            axis = "edp" if cut.ep > 1 else "dp"
+            if left > 0:
+                count[axis] = count.get(axis, 0.0) + left
+    shared = memory.shared if trace.header.get("phase") == "training" else 0
+    fp32 = all(p.dtype == "float32" for p in trained) and trained
+    return Block(
+        passes, memory.weights, memory.activations - shared, shared, memory.working, memory.kv,
+        count, 0.0 if fp32 else 4.0,
+    )  # fmt: skip
+
+
+__all__ = ["Block", "Kernels", "Sizes", "Structure", "groups_on", "routing_of", "together"]

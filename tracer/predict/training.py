@@ -1,0 +1,217 @@
+"""A training step of a plan: from the seconds of a rank's own program to hours and dollars.
+
+    step = pipeline (stages through the schedule's simulator)
+         + what is left exposed of the gradients' reduction and the parameters' gathering
+         + the optimizer's step on what a rank owns + weights rounded to FP8 once
+
+A stage's forward and backward are the kernels of its traced program in order; messages inside of it
+are exposed, but for those that a named input hides (`Overlap`). Slots in which a forward runs with
+a backward (DualPipe's F&B) are two in-order streams, computed exactly (`parallel.overlap`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tracer.hardware import Cluster
+
+from ..errors import UserError
+from ..parallel.network import network_of
+from ..parallel.plan import Plan
+from ..parallel.schedules import Durations, PipelineStep, Schedule, Timeline, build, simulate
+from .assumptions import Assumptions, Overlap
+from .imbalance import expert_skew
+from .money import Money
+from .pipeline import V_SHAPED, Breakdown, GpuMemory, Timed
+from .program import Stages, stages_of
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One optimizer step of a plan on a cluster.
+
+    `breakdown` and `slots` are left out of searches. `slots`: seconds by kind of pipeline slot (F,
+    I, W, F&B), mean over ranks, a whole backward split into I and W; "data", messages over data
+    ranks behind the pipeline, and "optimizer". `reason` says why the plan does not run; then
+    nothing but memory is to be quoted.
+    """
+
+    model: str
+    plan: Plan
+    cluster: Cluster
+    seq: int
+    seconds: float
+    breakdown: Breakdown | None
+    slots: dict[str, float]
+    pipeline: PipelineStep
+    memory: GpuMemory
+    flops: float
+    flops_full: float
+    peak: float
+    precision: str
+    skew: float
+    money: Money
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    stages: tuple[dict[str, float], ...] = ()
+    durations: Durations | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it runs at all."""
+        return not self.reason
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.plan.global_batch * self.seq
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all GPUs."""
+        return self.tokens / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Published FLOPs, causal attention counted by its pairs, over time and `peak`."""
+        return self.flops / (self.seconds * self.plan.world * self.peak)
+
+    @property
+    def mfu_full(self) -> float:
+        """The same with S^2 pairs counted, as Megatron does."""
+        return self.flops_full / (self.seconds * self.plan.world * self.peak)
+
+    @property
+    def gpu_hours_per_trillion(self) -> float:
+        """GPU hours for 1e12 tokens."""
+        return 1e12 / self.tokens_per_s * self.plan.world / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record, JSON-ready; throughput is None where the plan does not run."""
+        runs = self.feasible
+        return {
+            "kind": "training", "model": self.model, "cluster": self.cluster.id,
+            "plan": str(self.plan), "gpus": self.plan.world, "seq": self.seq,
+            "global_batch": self.plan.global_batch, "feasible": runs, "reason": self.reason,
+            "step_s": self.seconds if runs else None,
+            "breakdown_s": asdict(self.breakdown) if runs and self.breakdown else None,
+            "slots_s": dict(self.slots) if runs else None,
+            "bubble_share": self.pipeline.bubble_share if runs else None,
+            "tokens_per_s": self.tokens_per_s if runs else None,
+            "tokens_per_s_per_gpu": self.tokens_per_s / self.plan.world if runs else None,
+            "flops": self.flops, "peak": self.peak, "peak_precision": self.precision,
+            "mfu_causal": self.mfu if runs else None, "mfu_full": self.mfu_full if runs else None,
+            "gpu_hours_per_trillion_tokens": self.gpu_hours_per_trillion if runs else None,
+            "dollars": self.money.dollars(self.tokens_per_s, self.plan.world) if runs else None,
+            "tokens_budget": self.money.tokens, "price_per_gpu_hour": self.money.price,
+            "expert_skew": self.skew,
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+            "stages": [dict(stage) for stage in self.stages], "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def check(plan: Plan, cluster: Cluster, stages: Stages) -> tuple[Plan, Schedule]:
+    """The plan with the chunks that its schedule has, and the schedule.
+
+    Raises:
+        UserError: all that keeps it from running, in one line.
+    """
+    if plan.schedule in V_SHAPED and plan.chunks == 1:
+        plan = replace(plan, chunks=2)
+    if plan.schedule.startswith("interleaved") and plan.chunks == 1 and plan.pp > 1:
+        plan = replace(plan, chunks=2)
+    reasons = stages.illegal(plan)
+    if plan.world > cluster.largest:
+        reasons.append(
+            f"{plan.world:,} GPUs; {cluster.name} ({cluster.id}) goes up to {cluster.largest:,}"
+        )
+    if plan.pp > 1 and plan.micro_batches < plan.pp:
+        reasons.append(
+            f"{plan.micro_batches} micro-batches do not fill PP={plan.pp} stages: give at least "
+            f"{plan.pp}"
+        )
+    if reasons:
+        raise UserError(f"plan {plan}: {'; '.join(reasons)}")
+    free = plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
+    return plan, build(plan.schedule, plan.pp, plan.micro_batches, free)
+
+
+def predict_training(
+    program: Program, plan: Plan, cluster: Cluster | str, *, seq: int = 4096,
+    assume: Assumptions | None = None, money: Money | None = None, detail: bool = True,
+) -> TrainingStep:  # fmt: skip
+    """Price one step of `plan`.
+
+    Args:
+        program: the model.
+        plan: how it is cut; `micro_batches` are those of one pipeline in a step, of both
+            directions together under DualPipe.
+        cluster: where.
+        seq: tokens of a sequence.
+        assume: what the price rests on.
+        money: price of a GPU hour and tokens of a whole run.
+        detail: also the seconds by kind of slot, which walk through the whole schedule.
+
+    Raises:
+        UserError: a plan that cannot run, with all reasons in one line. A plan that runs but does
+            not fit is no error: see `TrainingStep.reason`.
+    """
+    assume = assume or Assumptions()
+    network = network_of(cluster)
+    cluster = network.cluster
+
+    def stages_with(skew: float) -> Stages:
+        return stages_of(
+            program, plan, network, assume.kernels, phase="training", seq=seq,
+            exchange=assume.exchange, skew=skew, kept=assume.kept,
+        )  # fmt: skip
+
+    plan, schedule = check(plan, cluster, stages_with(1.0))
+    skew = assume.imbalance or expert_skew(program, plan, cluster, seq)
+    stages = stages_with(skew)
+    blocks = stages.blocks()
+    timed = Timed(plan, network, schedule, blocks, assume)
+    even = timed
+    if detail and skew > 1:
+        even = Timed(plan, network, schedule, stages_with(1.0).blocks(), assume)
+    memory = timed.memory()
+    pipeline = timed.pipeline
+    ends = timed.ends() if detail or memory.fits else (0.0, 0.0, 0.0)
+    seconds = pipeline.seconds + sum(ends)
+    flops, full = stages.flops() if detail or memory.fits else (0.0, 0.0)
+    money = money or Money(cluster.chip_hour)
+    return TrainingStep(
+        program.name, plan, cluster, seq, seconds,
+        timed.breakdown(ends, pipeline.seconds - even.pipeline.seconds) if detail else None,
+        {**timed.slots(), "data": ends[0], "optimizer": ends[1] + ends[2]} if detail else {},
+        pipeline, memory, flops, full,
+        float(cluster.chip.peak_for("bf16")), "bf16", skew, money,
+        tuple(dict.fromkeys([
+            *assume.kernels.notes(), *assume.overlap.notes(plan.schedule), *network.notes(),
+            *stages.notes(), f"expert imbalance: busiest rank {skew:.3f} of the mean",
+        ])),
+        "" if memory.fits else (
+            f"does not fit: {memory.total / 1e9:,.1f} GB ({memory}) and a reserve of "
+            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:g} GB"
+        ),
+        timed.stage_rows() if detail else (), timed.durations,
+    )  # fmt: skip
+
+
+def timeline_of(step: TrainingStep) -> Timeline:
+    """When every slot of the step's pipeline runs."""
+    assert step.durations is not None
+    plan = step.plan
+    free = plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
+    schedule = build(plan.schedule, plan.pp, plan.micro_batches, free)
+    return simulate(schedule, step.durations)
+
+
+__all__ = [
+    "Assumptions", "Breakdown", "GpuMemory", "Overlap", "TrainingStep", "check", "predict_training",
+    "timeline_of",
+]  # fmt: skip

@@ -1,0 +1,130 @@
+"""Priced plans on a terminal: a table of where the seconds, the memory and the dollars go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from ..predict.serving import ServingStep
+from ..predict.training import TrainingStep
+from ..study.plans import Found
+from . import text
+
+SLOTS = {"F": "forward (1F)", "I": "input gradient (1B)", "W": "weight gradient (1W)",
+         "F&B": "forward with backward (1F1B)"}  # fmt: skip
+
+
+def render(step: TrainingStep | ServingStep, *, verbose: bool = False) -> str:
+    """The plan's table."""
+    lines = _training(step) if isinstance(step, TrainingStep) else _serving(step)
+    if verbose:
+        lines += ["", *(f"note: {note}" for note in step.notes)]
+    return "\n".join(lines)
+
+
+def _head(step: TrainingStep | ServingStep) -> list[str]:
+    gpus = text.plural(step.plan.world, "GPU")
+    return [f"{step.model} on {gpus} of {step.cluster.name} ({step.cluster.chip.name})",
+            f"plan: {step.plan}"]  # fmt: skip
+
+
+def _memory(step: TrainingStep | ServingStep) -> tuple[str, str]:
+    m = step.memory
+    fits = "fits" if m.fits else "does not fit"
+    return "memory of the fullest GPU", (
+        f"{text.size(m.total)} of {text.size(m.capacity)}, {text.size(m.reserve)} kept free: {fits}"
+    )
+
+
+def _training(step: TrainingStep) -> list[str]:
+    rows: list[tuple[str, str]] = []
+    if not step.feasible:
+        return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step)])]
+    b = step.breakdown
+    assert b is not None
+    share = [("compute", b.compute), ("exposed communication", b.communication),
+             ("pipeline bubble", b.bubble), ("optimizer", b.optimizer)]  # fmt: skip
+    rows.append(("step", f"{text.seconds(step.seconds)} for {step.tokens:,} tokens"))
+    rows += [
+        (f"  {name}", f"{text.seconds(value)} ({value / step.seconds:.0%})")
+        for name, value in share
+    ]
+    rows.append(("  of it uneven experts", f"{text.seconds(b.imbalance)} ({step.skew:.3f} x mean)"))
+    if step.plan.pp > 1:
+        rows += [
+            (f"  {SLOTS[kind]}", text.seconds(step.slots[kind]))
+            for kind in SLOTS
+            if step.slots.get(kind)
+        ]
+    peak = f"of {text.si(step.peak)}FLOP/s {step.precision}"
+    rows += [
+        ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s / step.plan.world:,.0f} a GPU"),
+        ("MFU", f"{step.mfu:.1%} causal, {step.mfu_full:.1%} not causal, {peak}"),
+        ("GPU hours for 1e12 tokens", f"{step.gpu_hours_per_trillion:,.0f}"),
+    ]
+    hours = step.money.hours(step.tokens_per_s, step.plan.world)
+    if hours is not None:
+        cost = step.money.dollars(step.tokens_per_s, step.plan.world)
+        dollars = "" if cost is None else f", {cost:,.0f} USD at {step.money.price:g} an hour"
+        rows.append(
+            (
+                f"{text.si(step.money.tokens or 0).strip()} tokens",
+                f"{hours:,.0f} GPU hours{dollars}",
+            )
+        )
+    rows.append(_memory(step))
+    rows.append(("  of it", str(step.memory)))
+    return [*_head(step), _table(rows)]
+
+
+def _serving(step: ServingStep) -> list[str]:
+    if not step.feasible:
+        return [*_head(step), f"INFEASIBLE: {step.reason}",
+                _table([_memory(step), ("largest batch", str(step.largest_batch))])]  # fmt: skip
+    decode = step.phase == "decode"
+    name = "TPOT" if decode else "TTFT, no queue"
+    keys = f"{step.context:,} keys" if decode else f"{step.seq:,} tokens"
+    rows = [
+        (
+            name,
+            f"{text.seconds(step.seconds)}, {text.plural(step.batch, 'sequence')} of {keys} "
+            "a data rank",
+        ),
+        ("  compute", text.seconds(step.compute)),
+        (
+            "  communication",
+            f"{text.seconds(step.communication)}, {text.seconds(step.exposed)} exposed",
+        ),
+        ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s_per_gpu:,.0f} a GPU"),
+    ]
+    if step.host:
+        rows.append(("  host, eager", text.seconds(step.host)))
+    if step.ep_limit is not None:
+        rows.append(("least TPOT of the expert exchange", text.seconds(step.ep_limit)))
+    rows.append(_memory(step))
+    rows.append(("  KV cache", text.size(step.kv)))
+    if step.largest_batch is not None:
+        rows.append(("largest batch of a data rank", f"{step.largest_batch:,}"))
+    return [*_head(step), _table(rows)]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def render_search(found: Found, top: int, *, verbose: bool = False) -> str:
+    """The best plans, and why the others are not among them."""
+    rows = [
+        (n + 1, str(s.plan), text.seconds(s.seconds), f"{s.tokens_per_s / s.plan.world:,.0f}",
+         f"{s.mfu:.1%}", f"{s.pipeline.bubble_share:.0%}", f"{s.memory.total / 1e9:,.0f}")
+        for n, s in enumerate(found.ranked[:top])
+    ]  # fmt: skip
+    header = ("", "plan", "step", "tokens/s a GPU", "MFU", "bubble", "GB")
+    lines = [f"{text.plural(len(found.ranked), 'plan')} fit, {len(found.dropped):,} do not run"]
+    if rows:
+        lines.append(tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True))
+    lines += [f"dropped, {kind}: {count:,}" for kind, count in found.reasons.items()]
+    if verbose:
+        lines += [f"  {item.plan}: {item.reason}" for item in found.dropped]
+    return "\n".join(lines)
