@@ -40,7 +40,7 @@ def record_rank(
     Args:
         program: the model.
         workload: `batch` is that of one data rank, the plan's `micro_batch`.
-        plan: legal for the model (`Plan.illegal`).
+        plan: legal for the model and the workload (`Plan.illegal`).
         rank: whose program. Ranks differ in slices and peers, not in sizes.
         stage: one of those that the rank's place in the pipeline has; by default its first.
         attention: as in `workload.record`.
@@ -92,15 +92,6 @@ def _check(program: ReferenceProgram, workload: Workload, plan: ShardingPlan) ->
         raise UserError(
             f"batch {workload.batch}: a data rank of this plan runs micro_batch={plan.micro_batch} "
             "sequences at once"
-        )
-    if plan.cp > 1 and workload.phase == DECODE:
-        raise UserError(
-            f"cp={plan.cp}: a decode step has one token a sequence, nothing to cut; use tp or dp"
-        )
-    if workload.seq % (2 * plan.cp) and plan.cp > 1:
-        raise UserError(
-            f"{workload.seq} tokens of a sequence do not divide into the 2·CP={2 * plan.cp} chunks "
-            f"of CP={plan.cp}"
         )
     tokens = workload.tokens // plan.cp
     cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
