@@ -120,25 +120,27 @@ def deepseek_rows() -> list[Row]:
 
 
 @cache
-def llama_training() -> TrainingStep:
+def llama_training(gradients: str) -> TrainingStep:
     """Llama-3.1-8B on 8 H100: TP1 PP1 CP2, 128 sequences of 8,192 tokens."""
     plan = Plan.parse("dp=4 cp=2 zero=1 micro_batches=32")
-    assume = Assumptions(headroom=Headroom(0.03))
+    assume = Assumptions(headroom=Headroom(0.03), gradients=gradients, capacity=H100_BYTES)
     return predict_training(llama("8b"), plan, "h100_ib", seq=8192, assume=assume)
 
 
 def llama_training_rows(data: Path) -> list[Row]:
-    """The two releases of one benchmark; the newer one is the mark."""
+    """The two releases of one benchmark; neither says in which type gradients are summed."""
     found = []
     with (data / "training_steps.csv").open() as file:
         for row in csv.DictReader(file):
             if (row["model"], row["dtype"], row["num_gpus"]) == ("llama3.1-8b", "bf16", "8"):
                 tag = row["source"].split("tag ")[1].split()[0]
-                newer = tag.startswith("v25.04")
-                found.append(Row(
-                    f"Llama-3.1-8B, 8 H100, CP2, {tag}", float(row["step_time_s"]),
-                    llama_training().seconds, "s", 0.1 if newer else None,
-                ))  # fmt: skip
+                found += [
+                    Row(
+                        f"{tag}, gradients in {name}", float(row["step_time_s"]),
+                        llama_training(kind).seconds, "s", 0.1,
+                    )
+                    for kind, name in (("parameter", "BF16"), ("fp32", "FP32"))
+                ]  # fmt: skip
     return found
 
 

@@ -43,6 +43,7 @@ CASES = {
     "zero3 tp2 sp": (V3, 2, 2, {"zero": 3, "sequence_parallel": True}),
     "zero1 tp2": (V3, 2, 4, {"zero": 1}),
     "full": (V3, 1, 4, {"recompute": "full"}),
+    "latent": (V3, 2, 2, {"recompute": "latent"}),
     "selective": (V3, 2, 2, {"recompute": "selective"}),
     "zero3 selective": (V3, 1, 4, {"zero": 3, "recompute": "selective"}),
     "zero3 full": (V3, 1, 4, {"zero": 3, "recompute": "full"}),

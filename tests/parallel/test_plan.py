@@ -110,7 +110,7 @@ def test_world_of_the_published_training_plan():
         ("tp=2 tp4", "tp is given twice"),
         ("zero=4", "choose 0, 1, 2 or 3"),
         ("sp=maybe", "say true or false"),
-        ("recompute=some", "choose none, selective, full"),
+        ("recompute=some", "choose none, latent, selective, full"),
         ("tp=", "has no value"),
         ("schedule", "has no value"),
     ],

@@ -326,6 +326,20 @@ def test_recomputation_repeats_what_it_should(recompute):
     assert kept[0] < kept[1]
 
 
+def test_latent_recomputation_repeats_the_up_projections():
+    """q_b [32 -> 8 heads of 32] and kv_b [32 -> 8 heads of 16 + 16] of 16 tokens in 5 layers."""
+    work = Workload("training", 1, 16, 16, "none")
+    plain = ledgers(small(), work, Plan())[0][0]
+    again = ledgers(small(), work, Plan(recompute="latent"))[0][0]
+    more = again.total().total_flops - plain.total().total_flops
+    assert more == 5 * (2 * 16 * 32 * 256 + 2 * 16 * 32 * 256)
+    kept = [
+        sum(s.nbytes for s in ledger.trace.storages if _survives(s, ledger.trace))
+        for ledger in (again, plain)
+    ]
+    assert kept[0] < kept[1]
+
+
 def _survives(storage, trace) -> bool:
     end = next(i for i, op in enumerate(trace.ops) if op.phase == "backward")
     return 0 <= storage.born < end and (storage.died is None or storage.died > end)

@@ -152,11 +152,13 @@ def test_overlapped_slots_hide_messages_but_not_compute():
     text = "pp=4 dp=16 ep=16 zero=1 micro_batches=16 schedule=dualpipe"
     both, apart = step(text), step(text, overlap=Overlap(pairs=False))
     assert both.seconds < apart.seconds
-    stage = both.stages[1]
-    alone = sum(stage[k] for k in ("forward", "input_gradient", "weight_gradient"))
-    messages = stage["forward_messages"] + stage["backward_messages"]
-    slot = both.durations.overlap(1, 1)
-    assert max(alone, messages) <= slot <= 1.2 * (alone + messages)
+    assert both.durations.overlapped
+    for (f, b), slot in both.durations.overlapped.items():
+        ahead, back = both.stages[f], both.stages[b]
+        alone = ahead["forward"] + back["input_gradient"] + back["weight_gradient"]
+        messages = ahead["forward_messages"] + back["backward_messages"]
+        # Compute is stretched by no more than the SMs that messages hold: 20 of 132.
+        assert max(alone, messages) <= slot <= (132 / 112 * alone + messages) * 1.05
 
 
 def test_uneven_experts_cost_time():

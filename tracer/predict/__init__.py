@@ -1,4 +1,4 @@
-"""A step: time, memory and what limits it."""
+"""A step: time, memory and what limits it; of one chip, or of a plan over many."""
 
 from .inventory import Inventory, take_inventory
 from .memory import Memory, memory

@@ -107,7 +107,8 @@ class WholeStages:
         self, program: Program, workload: Any, plan: Plan, network: Network, kernels: Kernels,
         weights: str | None,
     ) -> None:  # fmt: skip
-        self.program, self.work, self.plan = program, workload, plan
+        self.program: Any = program  # programs are hashable, which their protocol does not say
+        self.work, self.plan = workload, plan
         self.network, self.kernels, self.weights = network, kernels, weights
 
     def illegal(self, plan: Plan) -> list[str]:

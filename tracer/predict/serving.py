@@ -21,7 +21,7 @@ from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
 from .imbalance import expert_skew
 from .pipeline import GpuMemory, two_streams
-from .program import stages_of
+from .program import Stages, stages_of
 from .structure import Block, Kernels
 
 if TYPE_CHECKING:
@@ -182,13 +182,17 @@ def predict_serving(
             f"plan {plan}: {plan.world:,} GPUs; {cluster.name} ({cluster.id}) goes up to "
             f"{cluster.largest:,}"
         )
-    skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
-    stages = stages_of(
-        program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
-        exchange=exchange, skew=skew, weights=assume.weights,
-    )  # fmt: skip
-    if reasons := stages.illegal(plan):
+
+    def stages_with(skew: float) -> Stages:
+        return stages_of(
+            program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
+            exchange=exchange, skew=skew, weights=assume.weights,
+        )  # fmt: skip
+
+    if reasons := stages_with(1.0).illegal(plan):
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
+    skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
+    stages = stages_with(skew)
     blocks = stages.blocks()
     spans = [_span(b, assume) for b in blocks]
     hop = _hops(blocks, plan, network)

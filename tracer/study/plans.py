@@ -151,7 +151,8 @@ def _too_big(
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
     capacity = assume.capacity or float(found.chip.memory_capacity)
-    experts, others = parameters_of(program)
+    model: Any = program
+    experts, others = parameters_of(model)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
     item = 4.0 if assume.gradients == "fp32" else 2.0
     # The mean over stages, TP as if it cut everything: less than the fullest rank really holds.

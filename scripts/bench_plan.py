@@ -1,0 +1,56 @@
+"""How long a plan takes to price: the first, a second of another pipeline, and a search.
+
+python scripts/bench_plan.py [--search]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tracer.capture.program import load_program
+from tracer.parallel.memory import Headroom
+from tracer.parallel.plan import Plan
+from tracer.predict.training import Assumptions, predict_training
+from tracer.study.plans import search
+
+PLANS = (
+    ("first plan, traced", "pp=16 ep=64 dp=128 schedule=dualpipe micro_batches=120"),
+    ("the same again", "pp=16 ep=64 dp=128 schedule=dualpipe micro_batches=120"),
+    ("another pipeline", "pp=8 ep=64 dp=256 schedule=1f1b micro_batches=60"),
+    ("another schedule", "pp=16 ep=64 dp=128 schedule=zb1p micro_batches=120"),
+    ("other expert groups", "pp=16 ep=32 dp=128 schedule=dualpipe micro_batches=120"),
+)
+
+
+def main() -> int:
+    """Print a line a measurement: wall and process seconds."""
+    p = argparse.ArgumentParser()
+    p.add_argument("--search", action="store_true", help="also all plans of 2,048 GPUs")
+    options = p.parse_args()
+    program = load_program("deepseek-ai/DeepSeek-V3", dtype="fp8")
+    for name, text in PLANS:
+        plan = Plan.parse(f"{text} zero=1 recompute=latent moments=bf16")
+        wall, process = time.perf_counter(), time.process_time()
+        predict_training(program, plan, "h800_ib")
+        wall, process = time.perf_counter() - wall, time.process_time() - process
+        print(f"{name:20} {wall:7.2f} s wall {process:7.2f} s process")
+    if options.search:
+        wall, process = time.perf_counter(), time.process_time()
+        found = search(
+            program,
+            2048,
+            "h800_ib",
+            global_batch=15360,
+            assume=Assumptions(headroom=Headroom(0.05)),
+            like=Plan(zero=1, recompute="selective", moments="bf16"),
+        )
+        wall, process = time.perf_counter() - wall, time.process_time() - process
+        count = len(found.ranked) + len(found.dropped)
+        print(f"search, {count:,} plans {wall:7.2f} s wall {process:7.2f} s process")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

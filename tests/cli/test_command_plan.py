@@ -1,0 +1,133 @@
+"""`python -m tracer.plan`, and the same options on the main command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import DEEPSEEK
+
+from tracer import plan
+from tracer.run import main as tracer_main
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(DEEPSEEK))
+    return str(path)
+
+
+@pytest.fixture
+def run(model, capsys):
+    def call(*options, main=plan.main, cluster="h100_ib"):
+        arguments = ["--hf-config", model, "--seq", "64", *options]
+        code = main([*arguments, "--cluster", cluster] if cluster else arguments)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_a_plan_is_priced_into_a_table_and_files(run, tmp_path):
+    out = tmp_path / "out"
+    code, text, _ = run(
+        "--gpus", "16", "--pp", "2", "--ep", "8", "--microbatches", "8", "--tokens-budget", "1e12",
+        "--price", "2", "--out", str(out), "--verbose",
+    )  # fmt: skip
+    assert code == 0
+    for words in ("step", "exposed communication", "pipeline bubble", "USD at 2 an hour", "fits",
+                  "MFU", "note: "):  # fmt: skip
+        assert words in text
+    made = json.loads((out / "plan.json").read_text())
+    assert made["gpus"] == 16
+    assert made["plan"] == "ep=8 pp=2 dp=8 zero=1 micro_batches=8"
+    assert (out / "pipeline.svg").stat().st_size > 1000
+    events = json.loads((out / "pipeline.json").read_text())["traceEvents"]
+    assert sum(e["ph"] == "X" for e in events) == 2 * 2 * 8  # ranks x (F, B) x micro-batches
+
+
+def test_the_main_command_prices_the_same_plan(run):
+    options = ("--pp", "2", "--dp", "2", "--microbatches", "4")
+    own = run(*options)
+    other = run(*options, main=tracer_main)
+    assert own[0] == other[0] == 0
+    assert own[1] == other[1]
+
+
+def test_decode_and_prefill(run):
+    code, text, _ = run("--phase", "decode", "--dp", "2", "--batch", "2", "--json")
+    assert code == 0
+    made = json.loads(text)
+    assert made["kind"] == "decode"
+    assert made["tpot_s"] > 0
+    assert made["largest_batch"] > 2
+    code, text, _ = run("--phase", "prefill", "--tp", "2", "--batch", "2")
+    assert code == 0
+    assert "TTFT" in text
+
+
+def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
+    table = tmp_path / "plans.csv"
+    code, text, _ = run(
+        "--search", "--gpus", "4", "--global-batch", "8", "--schedule", "1f1b", "--csv", str(table),
+        "--tp", "2",
+    )  # fmt: skip
+    assert code == 0
+    assert "plans fit" in text
+    rows = table.read_text().splitlines()
+    # tp 1 or 2, pp any divisor of what is left, ep what divides 16 experts and a stage's ranks:
+    # tp=1: pp=1 ep 1,2,4; pp=2 ep 1,2; pp=4 ep 1. tp=2: pp=1 ep 1,2,4; pp=2 ep 1,2.
+    assert len(rows) - 1 == 6 + 5
+    steps = [float(row.split(",")[-4]) for row in rows[1:] if row.split(",")[-4]]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--gpus", "10", "--pp", "4"), "does not divide by tp * cp * pp = 4"),
+        (("--gpus", "8", "--pp", "2", "--dp", "8"), "is not tp * cp * pp * dp"),
+        (("--gpus", "32768"), "goes up to 16,384"),
+        (("--pp", "4", "--microbatches", "2"), "do not fill PP=4"),
+        (("--pp", "7", "--microbatches", "8"), "leaves stages empty"),
+        (("--pp", "2", "--schedule", "fastest"), "no pipeline schedule"),
+        (("--ep", "3", "--dp", "3"), "16 experts do not divide by EP=3"),
+        (("--global-batch", "5", "--dp", "2"), "does not divide by 2 sequences"),
+        (("--phase", "chat"), "choose one of training"),
+        (("--search",), "needs --gpus and --global-batch"),
+        (("--zero", "9"), "zero=9"),
+        (("--price", "-2"), "price=-2"),
+        (("--imbalance", "0.2"), "imbalance=0.2"),
+        (("--dp", "0"), "--dp 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, options, says):
+    code, out, err = run(*options)
+    assert code == 2
+    assert not out
+    assert len(err.strip().splitlines()) == 1
+    assert says in err
+
+
+def test_a_cluster_is_named(run):
+    code, _, err = run("--pp", "2", cluster=None)
+    assert code == 2
+    assert "--cluster" in err
+
+
+def test_a_schedule_that_waits_in_a_circle_is_refused(monkeypatch, run):
+    from tracer.parallel.schedules import registry
+    from tracer.parallel.schedules.schedule import Action, Schedule
+
+    def stuck(ranks, microbatches):
+        # Rank 0 waits for the backward of micro-batch 0 before it sends micro-batch 1, whose
+        # forward rank 1 wants before it turns round.
+        first = (Action("F", 0, 0), Action("B", 0, 0), Action("F", 0, 1), Action("B", 0, 1))
+        last = (Action("F", 1, 1), Action("B", 1, 1), Action("F", 1, 0), Action("B", 1, 0))
+        return Schedule("stuck", 2, 2, ((0,), (1,)), (first, last))
+
+    monkeypatch.setattr(registry, "SCHEDULES", {"stuck": stuck})
+    code, _, err = run("--pp", "2", "--schedule", "stuck", "--microbatches", "2")
+    assert code == 2
+    assert "deadlock" in err

@@ -1,0 +1,99 @@
+"""Prefill and decode instances: sums by hand, what two micro-batches hide, what fits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from plan_programs import small
+
+from tracer.capture.workload import Workload, record
+from tracer.cost import price
+from tracer.errors import UserError
+from tracer.hardware import load_cluster
+from tracer.machine import Timing
+from tracer.parallel.memory import Headroom
+from tracer.parallel.plan import Plan
+from tracer.predict import predict
+from tracer.predict.serving import Serving, predict_serving
+from tracer.predict.structure import Kernels
+
+PLAIN = Kernels(Timing(), casts="traced")
+H100 = "h100_ib"
+
+
+def serve(text: str, phase: str, batch: int, **assumed):
+    kernels = assumed.pop("kernels", PLAIN)
+    solve = assumed.pop("solve", False)
+    return predict_serving(
+        small(), Plan.parse(text), H100, phase, batch=batch, seq=256, context=512,
+        assume=Serving(kernels=kernels, **assumed), solve=solve,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_one_gpu_serves_as_the_model_that_is_not_cut(phase):
+    work = Workload(phase, 4, 256, 512)
+    whole = predict(work, price(record(small(), work)), load_cluster(H100).chip, Timing())
+    one = serve("tp=1", phase, 4)
+    assert one.seconds == pytest.approx(whole.times.step, rel=1e-9)
+    assert one.tokens_per_s == pytest.approx(whole.tokens_per_s)
+    assert one.kv == whole.memory.kv
+    assert one.memory.weights == whole.memory.weights
+
+
+def test_messages_are_exposed_with_one_micro_batch_and_hidden_with_two():
+    one = serve("dp=16 ep=16", "prefill", 8)
+    assert one.seconds == pytest.approx(one.compute + one.communication)
+    assert one.exposed == pytest.approx(one.communication)
+    assert one.exposed > 0
+    two = serve("dp=16 ep=16", "prefill", 8, micro_batches=2)
+    assert two.exposed < two.communication
+    assert two.seconds >= max(two.compute, two.communication)
+
+
+def test_eager_launches_bound_a_small_decode():
+    eager = serve("dp=2", "decode", 1, kernels=Kernels(Timing(host=1e-4), casts="traced"))
+    graph = serve("dp=2", "decode", 1)
+    assert eager.host > graph.seconds
+    assert eager.seconds == pytest.approx(eager.host)
+    assert graph.host == 0
+
+
+def test_the_exchange_bounds_decode():
+    # arXiv 2505.09343, 2.3.2: (1 + 2) bytes x tokens x copies x hidden / bandwidth, twice a layer,
+    # for half of the sequences. 16 ranks span two nodes of 8: the NIC's 50 GB/s; 4 layers of MoE.
+    found = serve("dp=16 ep=16", "decode", 8)
+    by_hand = 2 * 4 * 3 * 4 * 4 * 256 / 50e9
+    assert found.ep_limit == pytest.approx(by_hand)
+    assert serve("dp=16", "decode", 8).ep_limit is None
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    room = Headroom(0.999)  # 80 MB of 80 GB
+    found = serve("dp=2", "decode", 1, solve=True, headroom=room)
+    assert found.largest_batch and found.largest_batch > 1
+    assert serve("dp=2", "decode", found.largest_batch, headroom=room).feasible
+    over = serve("dp=2", "decode", found.largest_batch + 1, headroom=room)
+    assert not over.feasible
+    assert over.as_dict()["tokens_per_s"] is None
+    assert "does not fit" in over.reason
+
+
+def test_the_record_is_json():
+    made = serve("dp=2", "decode", 2).as_dict()
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert made["tpot_s"] and made["ttft_s"] is None
+
+
+def test_what_cannot_be_served_is_refused_in_one_line():
+    with pytest.raises(UserError, match="equal micro-batches"):
+        serve("dp=2", "decode", 3, micro_batches=2)
+    with pytest.raises(UserError, match="choose prefill or decode"):
+        serve("dp=2", "training", 2)
+    with pytest.raises(UserError, match="do not divide by EP=7"):
+        serve("dp=7 ep=7", "decode", 2)
+    with pytest.raises(UserError, match="goes up to"):
+        serve("dp=99999", "decode", 2)
+    with pytest.raises(UserError, match="weights"):
+        Serving(weights="int4")
