@@ -121,7 +121,11 @@ def local_gradient(parameter: Any) -> torch.Tensor | None:
 
 @contextlib.contextmanager
 def silent_propagation() -> Iterator[None]:
-    """Sharding propagation of DTensors, which runs ops on global shapes, meets no dispatch mode."""
+    """Sharding propagation of DTensors, which runs ops on global shapes, meets no dispatch mode.
+
+    What it keeps is forgotten behind it: meshes of different ranks are equal, their groups are not.
+    """
+    from torch.distributed.tensor import debug
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     own = ShardingPropagator._propagate_tensor_meta_non_cached
@@ -135,6 +139,7 @@ def silent_propagation() -> Iterator[None]:
         yield
     finally:
         ShardingPropagator._propagate_tensor_meta_non_cached = own  # type: ignore[method-assign]
+        debug._clear_sharding_prop_cache()
 
 
 def writes(func: Any) -> bool:
