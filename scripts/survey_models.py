@@ -16,7 +16,7 @@ import multiprocessing.connection
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ def main() -> int:
                 print(f"{name}: not in the survey", file=sys.stderr)
                 return 1
         todo = [item for item in todo if item[0] in options.families]
-    _warm_up()
+    warm_up()
     rows = []
-    for done, row in enumerate(_pool(todo), 1):
+    for done, row in enumerate(pool(todo, trace_family), 1):
         rows.append(row)
-        print(f"[{done}/{len(todo)}] {_progress(row)}", file=sys.stderr, flush=True)
+        print(f"[{done}/{len(todo)}] {progress(row)}", file=sys.stderr, flush=True)
     order = {item: index for index, item in enumerate(todo)}
     rows.sort(key=lambda row: order[row.family, row.group])
     if options.json:
@@ -88,7 +88,7 @@ def main() -> int:
     return 0
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Import what every child will need. No backward: its threads would not survive the fork."""
     from tracer.capture.huggingface import HuggingFaceProgram
     from tracer.capture.huggingface.config import quiet
@@ -105,8 +105,10 @@ def _warm_up() -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def _pool(todo: list[tuple[str, str]]) -> Iterator[Row]:
-    """Rows as they are done; forked children share the imports of this process."""
+def pool(
+    todo: list[tuple[str, str]], trace: Callable[[Row], None], timeout: float = TIMEOUT
+) -> Iterator[Row]:
+    """Rows as they are done, each filled in by `trace`; forked children share our imports."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(todo))
     running: dict[Any, tuple[Any, Row, float]] = {}
@@ -114,7 +116,7 @@ def _pool(todo: list[tuple[str, str]]) -> Iterator[Row]:
         while waiting and len(running) < JOBS:
             family, group = waiting.pop()
             mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(theirs, family, group))
+            process = context.Process(target=_child, args=(theirs, trace, family, group))
             process.start()
             theirs.close()
             running[mine] = (process, Row(family, group), time.monotonic())
@@ -128,20 +130,20 @@ def _pool(todo: list[tuple[str, str]]) -> Iterator[Row]:
             process.join()
             yield row
         for pipe, (process, row, start) in list(running.items()):
-            if time.monotonic() - start > TIMEOUT:
+            if time.monotonic() - start > timeout:
                 process.kill()
                 process.join()
                 del running[pipe]
-                row.failure, row.seconds = f"no end within {TIMEOUT:.0f} s", TIMEOUT
+                row.failure, row.seconds = f"no end within {timeout:.0f} s", timeout
                 yield row
 
 
-def _child(pipe: Any, family: str, group: str) -> None:
+def _child(pipe: Any, trace: Callable[[Row], None], family: str, group: str) -> None:
     warnings.filterwarnings("ignore")
     row = Row(family, group)
     start = time.monotonic()
     try:
-        trace_family(row)
+        trace(row)
     except Exception as error:
         row.failure = _one_line(error)
     row.seconds = time.monotonic() - start
@@ -150,13 +152,36 @@ def _child(pipe: Any, family: str, group: str) -> None:
 
 def trace_family(row: Row) -> None:
     """Build the family's class from its default config and run every phase that it has."""
-    from tracer.capture.huggingface import HuggingFaceProgram
-    from tracer.capture.huggingface.classes import task_class
-    from tracer.capture.huggingface.config import quiet, text_config
     from tracer.capture.program import DECODE, TRAINING
     from tracer.capture.workload import Workload, record
     from tracer.cost import NAIVE, price
     from tracer.errors import UserError
+
+    program = build(row)
+    seq = MEDIA_SEQ if program.shortest > SEQ else SEQ
+    seq = min(seq, program.longest or seq)
+    for phase in program.phases:
+        work = Workload(phase, BATCH, seq, SEQ if phase == DECODE else seq, "none")
+        try:
+            trace = record(program, work, fold=False)
+        except UserError as error:
+            row.phases[phase] = reason(error)
+            continue
+        row.phases[phase] = ""
+        row.notes += [note for note in _notes(trace.header) if note not in row.notes]
+        ledger = price(trace, execution=NAIVE)
+        row.ops += len(trace.ops)
+        for name, count in ledger.unmodelled().items():
+            row.without_formula[name] = row.without_formula.get(name, 0) + count
+    if TRAINING in row.phases and program.dtype != "bf16":
+        row.model += f" ({program.dtype})"
+
+
+def build(row: Row) -> Any:
+    """The family's class from its default config, as a program; notes class and layers."""
+    from tracer.capture.huggingface import HuggingFaceProgram
+    from tracer.capture.huggingface.classes import task_class
+    from tracer.capture.huggingface.config import quiet, text_config
 
     with quiet():
         config, row.layers = small_config(row.family)
@@ -167,23 +192,7 @@ def trace_family(row: Row) -> None:
                 text.is_decoder = True
         program = HuggingFaceProgram(row.family, config)
     row.model = program.source.removeprefix("transformers ")
-    seq = MEDIA_SEQ if program.shortest > SEQ else SEQ
-    seq = min(seq, program.longest or seq)
-    for phase in program.phases:
-        work = Workload(phase, BATCH, seq, SEQ if phase == DECODE else seq, "none")
-        try:
-            trace = record(program, work, fold=False)
-        except UserError as error:
-            row.phases[phase] = _reason(error)
-            continue
-        row.phases[phase] = ""
-        row.notes += [note for note in _notes(trace.header) if note not in row.notes]
-        ledger = price(trace, execution=NAIVE)
-        row.ops += len(trace.ops)
-        for name, count in ledger.unmodelled().items():
-            row.without_formula[name] = row.without_formula.get(name, 0) + count
-    if TRAINING in row.phases and program.dtype != "bf16":
-        row.model += f" ({program.dtype})"
+    return program
 
 
 def small_config(family: str) -> tuple[Any, int]:
@@ -225,7 +234,7 @@ def _notes(header: dict[str, Any]) -> list[str]:
     return [*([ground] if ground else []), *header["notes"]]
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The model's own error, without where and for which sizes it was raised."""
     cause = error.__cause__
     return _one_line(cause if cause is not None else error)
@@ -319,7 +328,7 @@ def _line(row: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _progress(row: Row) -> str:
+def progress(row: Row) -> str:
     if row.failure:
         return f"{row.family}: {row.failure}"
     states = ", ".join(f"{p} {why or 'ok'}" for p, why in row.phases.items())

@@ -214,9 +214,9 @@ def _kernels(options: argparse.Namespace) -> Any:
     from .cost import Conventions
     from .machine import Timing
     from .predict.structure import Kernels
-    from .run import assumptions_of
+    from .run import assumptions
 
-    conventions, timing = assumptions_of(options.assume, Conventions, Timing)
+    conventions, timing = assumptions(options.assume, Conventions, Timing)
     if not any(item.startswith("rows=") for item in options.assume):
         timing = replace(timing, rows="vector")
     return Kernels(timing, conventions=conventions)

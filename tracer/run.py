@@ -144,7 +144,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     from .predict import predict, take_inventory
     from .report.summary import Study, plain_config
 
-    conventions, timing = assumptions_of(options.assume, Conventions, Timing)
+    conventions, timing = assumptions(options.assume, Conventions, Timing)
     fold = not options.full
     with _progress() as say:
         say(f"building {options.hf_config or options.module or options.exported}")
@@ -253,8 +253,12 @@ def _check_sizes(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: give at least 1")
 
 
-def assumptions_of(given: list[str], *kinds: Any) -> list[Any]:
-    """`--assume name=value` for whichever of `kinds` has the field."""
+def assumptions(given: list[str], *kinds: Any) -> list[Any]:
+    """`--assume name=value` for whichever of `kinds` has the field.
+
+    Raises:
+        UserError: no such name, or no number.
+    """
     values: dict[str, Any] = {}
     known = {name: kind for kind in kinds for name in kind.names()}
     for item in given:

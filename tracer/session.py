@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from tracer.hardware import Chip, load_chip
 
+from .algebra import sample
 from .capture.records import Trace
 from .capture.store import load as load_trace
 from .capture.store import save as save_trace
@@ -24,6 +25,7 @@ from .report import exports
 from .report.chakra import chakra_trace
 from .report.chrome import chrome_trace
 from .report.rows import op_rows, timed_rows
+from .report.terms import render_terms
 from .report.text import pattern, si, size
 from .report.tree import render_tree
 
@@ -31,26 +33,42 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .capture import Capture
+    from .capture.symbolic import Sizes
 
 TABLE_KEYS = ("module", "op", "phase")
 SORT_KEYS = ("bytes", "flops", "vector_flops", "order")
 FORMATS = (".csv", ".json", ".parquet")
 
 
-def trace(model: nn.Module | None = None, *, attention: str = "fused") -> Session:
+def trace(
+    model: nn.Module | None = None,
+    *,
+    attention: str = "fused",
+    symbols: Mapping[str, int] | None = None,
+) -> Session:
     """Record every op that runs in the `with` block.
 
     Args:
         model: any module, on meta, fake, CPU or CUDA tensors; it names the ops. It is not changed.
         attention: "fused" sends SDPA on meta and fake tensors to the fused op a GPU would run,
             "naive" keeps its decomposition.
+        symbols: names of sizes, each with the value at which branches are decided (2 or more). In
+            the block, `session.sizes` holds them to build inputs of; nothing is computed, and all
+            costs are expressions in these names:
+
+                with tracer.trace(model, symbols={"B": 8, "S": 128}) as t:
+                    model(torch.empty(t.sizes["B"], t.sizes["S"], 64, device="meta"))
+                print(t.flops)  # 2·B·S·64·256 + ...
 
     Raises:
-        UserError: for a compiled module, or another value of `attention`.
+        UserError: for a compiled module, another value of `attention`, or a symbol below 2.
+        NotSymbolic: at the end of the block, if the model fixes a symbol at one value.
     """
     from .capture import Capture
+    from .capture.symbolic import Sizes
 
-    return Session(Capture(model, attention=attention))
+    sizes = None if symbols is None else Sizes(symbols)
+    return Session(Capture(model, attention=attention, sizes=sizes), sizes=sizes, model=model)
 
 
 def load(path: str | Path) -> Session:
@@ -65,8 +83,17 @@ def load(path: str | Path) -> Session:
 class Session:
     """What was recorded, and its costs; usable after the `with` block, also when that raised."""
 
-    def __init__(self, capture: Capture | None = None, *, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        capture: Capture | None = None,
+        *,
+        trace: Trace | None = None,
+        sizes: Sizes | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         self._capture = capture
+        self._symbols = sizes
+        self._fakes = None if sizes is None else sizes.run(model)
         self._trace = trace
         self._recording = False
         self._ledgers: dict[tuple[Conventions, str], Ledger] = {}
@@ -74,6 +101,8 @@ class Session:
     def __enter__(self) -> Self:
         if self._capture is None or self._recording or self._trace is not None:
             raise UserError("a session records once: make a new tracer.trace(model)")
+        if self._fakes is not None:
+            self._fakes.__enter__()
         self._capture.__enter__()
         self._recording = True
         return self
@@ -87,6 +116,8 @@ class Session:
         assert self._capture is not None
         self._recording = False
         self._capture.__exit__(kind, error, traceback)
+        if self._fakes is not None:
+            self._fakes.__exit__(kind, error, traceback)
         self._trace = self._capture.trace
 
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
@@ -98,6 +129,17 @@ class Session:
         if self._capture is None or not self._recording:
             raise UserError("mark() belongs inside the 'with' block")
         self._capture.mark(role, tensors)
+
+    @property
+    def sizes(self) -> Mapping[str, Any]:
+        """The symbols of `trace(symbols=...)`, as sizes to build tensors of.
+
+        Raises:
+            UserError: the session has no symbols.
+        """
+        if self._symbols is None:
+            raise UserError("this session has no symbols: tracer.trace(model, symbols={'B': 8})")
+        return self._symbols.values
 
     # -- what was recorded -------------------------------------------------------------------------
 
@@ -125,6 +167,15 @@ class Session:
         return self.ledger().total()
 
     @property
+    def conditions(self) -> list[str]:
+        """For which sizes the expressions hold, a text a condition; empty without symbols."""
+        return [] if self.trace.scope is None else self.trace.scope.conditions()
+
+    def terms(self, *, top: int = 20) -> str:
+        """The formulas by module and op, largest FLOPs first: how often, and what each is."""
+        return render_terms(self.ledger(), top)
+
+    @property
     def flops(self) -> int:
         """Matrix and convolution FLOPs of all phases."""
         return self.cost.total_flops
@@ -140,7 +191,17 @@ class Session:
         return sum(p.numel for p in self.trace.parameters if not p.buffer)
 
     def on(self, chip: str | Chip, timing: Timing | None = None) -> Times:
-        """Seconds on `chip`, a name of `tracer --list-chips`, a TOML file or a `Chip`."""
+        """Seconds on `chip`, a name of `tracer --list-chips`, a TOML file or a `Chip`.
+
+        Raises:
+            UserError: no such chip, or a trace of symbols, which has no seconds before its sizes
+                have values.
+        """
+        if self.trace.scope is not None:
+            raise UserError(
+                "this trace has symbols and its seconds depend on them: trace at numbers, or "
+                "evaluate tracer.machine.symbolic.StepModel at many"
+            )
         target = chip if isinstance(chip, Chip) else load_chip(chip)
         return time_ledger(self.ledger(), target, timing)
 
@@ -189,7 +250,7 @@ class Session:
             ordered = list(groups)
         else:
             column = {"bytes": "total_bytes", "flops": "total_flops"}.get(sort, sort)
-            ordered = sorted(groups, key=lambda name: -getattr(groups[name], column))
+            ordered = sorted(groups, key=lambda name: -sample(getattr(groups[name], column)))
         whole = self.cost.total_bytes or 1
         rows = [_cost_row(name, groups[name], whole) for name in ordered[:top]]
         if len(ordered) > top:
@@ -223,6 +284,11 @@ class Session:
     def __str__(self) -> str:
         missing = self.ledger().unmodelled()
         tail = f"\nwithout a formula, priced by their bytes: {missing}" if missing else ""
+        scope = self.trace.scope
+        if scope is not None:
+            at = ", ".join(f"{name}={value}" for name, value in scope.samples.items())
+            tail += f"\n\nformulas (numbers above at {at}):\n{self.terms(top=12)}"
+            tail += f"\nhold for {', '.join(self.conditions)}"
         return f"{self._head()}\n{self.table(top=12)}{tail}"
 
     def __repr__(self) -> str:
@@ -272,8 +338,8 @@ def _cost_row(name: str, cost: Cost, whole: int) -> tuple[Any, ...]:
         si(cost.total_flops),
         si(cost.vector_flops),
         f"{si(cost.total_bytes)}B",
-        f"{cost.total_bytes / whole:.1%}",
-        f"{cost.intensity:,.1f}",
+        f"{sample(cost.total_bytes / whole):.1%}",
+        f"{sample(cost.intensity):,.1f}",
     )
 
 

@@ -97,7 +97,7 @@ def quantize_columns(
     The weight gradient contracts over tokens, so both of its operands need this form (section
     3.3.2, "Fine-Grained Quantization"). Added tokens are zero and add nothing to the sum.
     """
-    x_BtK = _pad(x_MK, 0).unflatten(0, (tiles(x_MK.shape[0]), TILE))
+    x_BtK = _pad(x_MK, 0).unflatten(0, (-1, TILE))
     scale_B1K = scale_for(x_BtK.abs().amax(dim=1, keepdim=True), dtype, power_of_two)
     values_MK = (x_BtK / scale_B1K).to(dtype).flatten(0, 1)
     return values_MK.t().contiguous(), scale_B1K.squeeze(1).t()

@@ -12,7 +12,7 @@ from mla_formulas import Dims
 
 from tracer.capture.program import Program, load_program
 from tracer.capture.records import FORWARD, Trace
-from tracer.capture.workload import Workload, record
+from tracer.capture.workload import Workload, record, record_symbolic
 from tracer.cost import EFFICIENT, Conventions, Cost, Ledger, price
 from tracer.cost.ledger import Kernel, Part
 from tracer.models import bundled_config
@@ -46,6 +46,23 @@ def trace(
     """`length` is the sequence of prefill and training and the context of decode."""
     work = Workload(phase, batch=batch, seq=length, context=length, optimizer="none")
     return record(program(model, dtype), work, attention=attention, fold=False)
+
+
+@functools.cache
+def symbolic_trace(model: str, phase: str, attention: str) -> Trace:
+    """With B and S, or B and L, as symbols."""
+    work = Workload(phase, batch=8, seq=4096, context=4096, optimizer="none")
+    return record_symbolic(program(model), work, attention=attention, fold=False)
+
+
+@functools.cache
+def symbolic_ledger(
+    model: str, phase: str, *, attention: str = "fused", causal: str = "pairs",
+    execution: str = EFFICIENT,
+) -> Ledger:  # fmt: skip
+    """That trace, priced."""
+    recorded = symbolic_trace(model, phase, attention)
+    return price(recorded, Conventions(causal=causal), execution=execution)
 
 
 @functools.cache

@@ -5,6 +5,8 @@ from a `config.json` under the names that the papers use, and every formula is w
 so that it can be checked against the paper's text (arXiv 2405.04434 section 2.1 for MLA, 2412.19437
 section 2.1.2 for the experts, 3.3 for FP8).
 
+Batch, sequence and context may be sympy's symbols: the results are then formulas in them.
+
 T is the number of tokens of a step, K the input and N the output width of a matrix. One
 multiply-add is 2 FLOPs.
 """
@@ -15,6 +17,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import sympy
 
 BF16, FP32, FP8 = 2, 4, 1  # bytes an element
 TILE = 128  # side of an FP8 scaling block
@@ -138,8 +142,9 @@ def linear_flops(tokens: int, size: tuple[int, int]) -> int:
 
 
 def causal_pairs(seq: int) -> int:
-    """Query i of S sees keys 0..i: 1 + 2 + ... + S."""
-    return seq * (seq + 1) // 2
+    """Query i of S sees keys 0..i: 1 + 2 + ... + S, of which the double is even."""
+    double = seq * (seq + 1)
+    return double // 2 if isinstance(double, int) else double / 2
 
 
 def naive_core_flops(d: Dims, batch: int, seq: int, *, causal: str = "pairs") -> int:
@@ -236,13 +241,16 @@ def weight_bytes(d: Dims, tokens: int, *, decode: bool = False) -> dict[str, int
     found = {path: k * n * BF16 for path, (k, n) in linears(d, decode=decode).items()}
     found |= {path: width * BF16 for path, width in norms(d).items()}
     # An embedding reads the rows of its tokens; all different until the table is used up.
-    found["model.embed_tokens"] = min(tokens, d.vocab) * d.hidden * BF16
+    row = d.hidden * BF16
+    least = min if isinstance(tokens, int) else sympy.Min
+    found["model.embed_tokens"] = least(tokens * row, d.vocab * row)
     for layer in range(d.layers):
         at = f"model.layers.{layer}"
         if decode:  # W_UK and W_UV are the two halves of kv_b_proj, read by the attention itself
             found[f"{at}.self_attn"] = d.heads * (d.nope + d.v) * d.kv_rank * BF16
         if d.is_moe(layer):
-            found[f"{at}.mlp.experts"] = routed_weight_bytes(d, tokens)
+            if isinstance(tokens, int):  # rounded to bytes, so no polynomial
+                found[f"{at}.mlp.experts"] = routed_weight_bytes(d, tokens)
             if d.gate_bias:
                 found[f"{at}.mlp.gate"] += d.experts * FP32
     # The rotary frequencies are a buffer of the model, and a buffer is a weight.

@@ -25,6 +25,8 @@ from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
+from .stand_ins import runner, without_whole_slices
+from .symbolic import Sizes
 
 
 class Capture:
@@ -37,13 +39,19 @@ class Capture:
             "naive" keeps its decomposition into matmuls and softmax.
         fold: trace a few layers of each kind of the list that holds this many, and count them for
             all (see `fold.py`); 0 traces every layer.
+        sizes: the symbols of a run on fake tensors (see `symbolic.py`).
 
     Raises:
         UserError: for a compiled module, whose ops torch hides from every dispatch mode.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, attention: str = "fused", fold: int = 0
+        self,
+        model: nn.Module | None = None,
+        *,
+        attention: str = "fused",
+        fold: int = 0,
+        sizes: Sizes | None = None,
     ) -> None:
         if attention not in ("fused", "naive"):
             raise UserError(f"attention={attention!r}: choose 'fused' or 'naive'")
@@ -57,9 +65,13 @@ class Capture:
         self._lazy = False  # some parameters do not exist before the first call
         self._model = model
         self._fold = fold
+        self._sizes = sizes
         self._attention = attention
         self._stack = ModuleStack(model)
         self._recorder = Recorder(self._stack)
+        if sizes is not None:
+            self._recorder.simplify = without_whole_slices
+            self._recorder.runner = runner
         self._context = contextlib.ExitStack()
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()
@@ -167,10 +179,12 @@ class Capture:
 
     def _records(self) -> Trace:
         recorder = self._recorder
+        resolve = None if self._sizes is None else self._sizes.resolve
         return Trace(
-            ops=_with_counts(recorder.ops(), self._stack),
+            ops=_with_counts(recorder.ops(resolve), self._stack),
             calls=self._stack.calls,
-            storages=recorder.tensors.storages(),
+            storages=recorder.tensors.storages(resolve),
+            scope=None if self._sizes is None else self._sizes.scope,
             parameters=self._parameters,
             folds=tuple(fold for fold in self._folds if fold.layers > 1),
             pointwise=frozenset(recorder.pointwise),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ META = "meta"  # shapes only
 VALUES = "values"  # meta, with the values of integer tensors that need no weights
 FAKE = "fake"  # FakeTensorMode
 REAL = "real"  # CPU tensors, at a reduced size
+SYMBOLIC = "symbolic"  # fake tensors of sizes with names; on its own, see `workload.record`
 GROUNDS = (META, VALUES, FAKE, REAL)
 
 REAL_BATCH, REAL_TOKENS = 1, 64  # the reduced size
@@ -35,7 +36,7 @@ class NotTried(Exception):
 
 def device_of(ground: str) -> str:
     """The device on which modules and inputs are made."""
-    return "meta" if ground in (META, VALUES) else "cpu"
+    return "meta" if ground in (META, VALUES, SYMBOLIC) else "cpu"
 
 
 @contextlib.contextmanager
@@ -77,25 +78,55 @@ def fake_twin(model: nn.Module) -> nn.Module:
     """
     with compat.outside_fake_mode():
         twin = copy.deepcopy(model)
-    made: dict[int, Tensor] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
-    for module in twin.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                kept.append(tensor)
-                if id(tensor) not in made:
-                    made[id(tensor)] = _fake(tensor)
-                table[name] = made[id(tensor)]
+    _swap(twin, _on_cpu)
     return twin
 
 
-def _fake(tensor: Tensor) -> Tensor:
+@contextlib.contextmanager
+def fake_weights(model: nn.Module, mode: Any) -> Iterator[None]:
+    """A block in which the parameters and buffers of a module are fakes of `mode`.
+
+    A fake mode takes meta tensors too, but gives each a twin with a storage of its own, and views
+    of a weight would not be known as the weight any more. A fake of a meta tensor is one over the
+    same storage; of any other, one without data on its device.
+    """
+    before = _swap(model, lambda tensor: _parameter(compat.fake_of(mode, tensor), tensor))
+    try:
+        yield
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor
+
+
+def _swap(
+    model: nn.Module, fake: Callable[[Tensor], Tensor]
+) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Give every parameter and buffer its fake, a shared one the same; what stood where."""
+    made: dict[int, Tensor] = {}
+    before: list[tuple[dict[str, Any], str, Tensor]] = []  # also: no address is used twice
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None:
+                    before.append((table, name, tensor))
+                    if id(tensor) not in made:
+                        made[id(tensor)] = fake(tensor)
+                    table[name] = made[id(tensor)]
+    return before
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """In the active fake mode."""
     data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return _parameter(data, tensor)
+
+
+def _parameter(data: Tensor, like: Tensor) -> Tensor:
+    """`data` as a parameter, if `like` is one; as `nn.Parameter` makes of a subclass, uncopied."""
+    if isinstance(like, nn.Parameter):
+        data.requires_grad_(like.requires_grad)
+        data._is_param = True
     return data
 
 

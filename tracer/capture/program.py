@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import UserError, did_you_mean
+from .configs import find_config
 from .inputspec import InputSpec
 
 TRAINING, PREFILL, DECODE, INFERENCE = "training", "prefill", "decode", "forward"
@@ -104,7 +103,7 @@ def load_program(
         raise UserError(f"layers={layers}: give at least 1")
     from tracer.models import ConfigError, supports
 
-    config, name = _find_config(model)
+    config, name = find_config(model)
     if config is not None and supports(config):
         from .reference import ReferenceProgram
 
@@ -117,33 +116,6 @@ def load_program(
     from .huggingface import HuggingFaceProgram
 
     return HuggingFaceProgram.load(model, dtype, layers, remote_code, tuple(inputs))
-
-
-def _find_config(model: str) -> tuple[Mapping[str, Any] | None, str]:
-    from tracer.models import bundled_config, bundled_ids
-
-    folded = {name.lower(): name for name in bundled_ids()}
-    if model.lower() in folded:
-        name = folded[model.lower()]
-        return bundled_config(name), name
-    path = Path(model)
-    try:
-        if path.is_dir():
-            path = path / "config.json"
-            if not path.is_file():
-                raise UserError(f"{model!r} is a folder without a config.json")
-        is_file = path.is_file()
-    except OSError as error:
-        raise UserError(f"model {model[:80]!r}: not a possible name ({error.strerror})") from error
-    if is_file:
-        try:
-            config = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(config, dict) or "model_type" not in config:
-            raise UserError(f"{path} has no key 'model_type': is it a Hugging Face config.json?")
-        return config, model
-    return None, model
 
 
 def unknown_model(model: str, reason: str) -> UserError:

@@ -7,7 +7,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +47,8 @@ class Recorder(compat.TorchDispatchMode):
         self.tensors = TensorTable()
         self.optimizers = 0  # optimizer steps that are open
         self.paused = False
+        self.simplify: Callable[[Any, Any], tuple[Any, Any]] | None = None
+        self.runner: Callable[[Any], Callable[..., Any]] | None = None  # what runs for an op
         self.pointwise: set[str] = set()
         self._notes: list[tuple[Any, ...]] = []
         self._stack = stack
@@ -75,6 +77,9 @@ class Recorder(compat.TorchDispatchMode):
                 if func is _SDPA:
                     return sdpa(*args, **(kwargs or {}))
                 return compat.decompose(func, args, kwargs or {})
+        if self.simplify is not None:
+            func, args = self.simplify(func, args)
+            schema = self._schemas.setdefault(func, _read_schema(func))
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
         seen = tuple([self._describe(value) for value in args])
         named = (
@@ -82,7 +87,8 @@ class Recorder(compat.TorchDispatchMode):
             if kwargs
             else ()
         )
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        run = func if self.runner is None else self.runner(func)
+        out = run(*args, **kwargs) if kwargs else run(*args)
 
         task = compat.current_graph_task_id()
         node = None if task == compat.NO_GRAPH_TASK else compat.current_autograd_node()
@@ -114,15 +120,17 @@ class Recorder(compat.TorchDispatchMode):
         self.tensors.clock += 1
         return out
 
-    def ops(self) -> list[Op]:
-        """What was noted, as records."""
-        refs = self.tensors.refs()
+    def ops(self, resolve: Resolve | None = None) -> list[Op]:
+        """What was noted, as records; `resolve` turns torch's symbolic sizes into ours."""
+        refs = self.tensors.refs(resolve)
         none: dict[str, Any] = {}
         return [
             Op(
                 name,
-                _resolve(seen, refs),
-                {key: _resolve_one(value, refs) for key, value in named} if named else none,
+                _resolve(seen, refs, resolve),
+                {key: _resolve_one(value, refs, resolve) for key, value in named}
+                if named
+                else none,
                 tuple([refs[at] for at in outputs]),
                 mutates,
                 call,
@@ -210,13 +218,13 @@ def _name(value: Any) -> Any:
     """Names for dtypes, layouts and devices; shapes become tuples; the rest its `repr`."""
     if isinstance(value, torch.Size):
         return tuple(value)
-    if isinstance(value, (int, float, complex)):
+    if isinstance(value, (int, float, complex, torch.SymInt)):
         return value
     if isinstance(value, torch.dtype):
         return DTYPES[value]
     if isinstance(value, (torch.layout, torch.memory_format)):
         return str(value).removeprefix("torch.")
-    if isinstance(value, (torch.device, torch.SymInt, torch.SymFloat, torch.SymBool)):
+    if isinstance(value, (torch.device, torch.SymFloat, torch.SymBool)):
         return str(value)
     return compat.group_name(value) or f"<{type(value).__name__}>"
 
@@ -229,15 +237,22 @@ def _tensors(value: Any) -> list[At]:
     return []
 
 
-def _resolve(values: tuple[Any, ...], refs: list[TensorRef]) -> tuple[Any, ...]:
-    return tuple([_resolve_one(value, refs) for value in values])
+Resolve = Callable[[Any], Any]  # torch's symbolic size -> ours
 
 
-def _resolve_one(value: Any, refs: list[TensorRef]) -> Any:
+def _resolve(
+    values: tuple[Any, ...], refs: list[TensorRef], resolve: Resolve | None
+) -> tuple[Any, ...]:
+    return tuple([_resolve_one(value, refs, resolve) for value in values])
+
+
+def _resolve_one(value: Any, refs: list[TensorRef], resolve: Resolve | None) -> Any:
     kind = type(value)
     if kind is At:
         return refs[value]
-    return _resolve(value, refs) if kind is tuple else value
+    if kind is torch.SymInt:
+        return str(value) if resolve is None else resolve(value)
+    return _resolve(value, refs, resolve) if kind is tuple else value
 
 
 def _read_schema(func: Any) -> _Schema:

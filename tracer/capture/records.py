@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..algebra import Scope, least
+
 FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
 PHASES = (FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER)
 
@@ -28,7 +30,10 @@ DTYPE_BITS: Mapping[str, int] = {
 
 
 class TensorRef(NamedTuple):
-    """A tensor as one op saw it: `shape`, `stride` and `offset` in elements, `storage` an id."""
+    """A tensor as one op saw it: `shape`, `stride` and `offset` in elements, `storage` an id.
+
+    Sizes, and what follows from them, are ints, or `algebra.Expr` in a symbolic trace.
+    """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -57,7 +62,7 @@ class TensorRef(NamedTuple):
             if stride != 0 or size == 0:
                 n *= size
                 last += (size - 1) * stride
-        return min(n, last + 1) if n else 0
+        return least((n, last + 1)) if n else 0
 
     @property
     def nbytes(self) -> int:
@@ -170,6 +175,7 @@ class Trace:
     folds: tuple[Fold, ...] = ()
     pointwise: frozenset[str] = frozenset()  # names of the ops that torch tags as pointwise
     header: dict[str, Any] = field(default_factory=dict)
+    scope: Scope | None = None  # of a symbolic trace: its symbols, and the guards of its formulas
 
     def __len__(self) -> int:
         return len(self.ops)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..algebra import Scope
+from ..algebra.plain import from_plain, scope_from_plain, scope_to_plain, to_plain
 from ..errors import UserError
 from .records import Call, Fold, Op, Parameter, Storage, TensorRef, Trace
 
@@ -19,12 +21,13 @@ def save(trace: Trace, path: str | Path) -> Path:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "header": trace.header,
+        "header": {key: to_plain(value) for key, value in trace.header.items()},
+        "scope": None if trace.scope is None else scope_to_plain(trace.scope),
         "calls": trace.calls,
         "parameters": trace.parameters,
         "folds": trace.folds,
         "pointwise": sorted(trace.pointwise),
-        "storages": [[s.nbytes, s.born, s.died, s.role] for s in trace.storages],
+        "storages": [[to_plain(s.nbytes), s.born, s.died, s.role] for s in trace.storages],
         "ops": [
             [op.name, _encode(op.args), {k: _encode(v) for k, v in op.kwargs.items()},
              _encode(op.outputs), op.mutates, op.call, op.phase, op.times]
@@ -65,40 +68,57 @@ def load(path: str | Path) -> Trace:
 
 
 def _trace(document: dict[str, Any]) -> Trace:
+    scope = None if document.get("scope") is None else scope_from_plain(document["scope"])
     return Trace(
         ops=[
-            Op(name, _decode(args), {k: _decode(v) for k, v in kwargs.items()}, _decode(outputs),
-               tuple(mutates), call, phase, times)
+            Op(name, _decode(args, scope), {k: _decode(v, scope) for k, v in kwargs.items()},
+               _decode(outputs, scope), tuple(mutates), call, phase, times)
             for name, args, kwargs, outputs, mutates, call, phase, times in document["ops"]
         ],
         calls=[Call(*call) for call in document["calls"]],
-        storages=[Storage(*storage) for storage in document["storages"]],
+        storages=[Storage(_number(size, scope), *rest) for size, *rest in document["storages"]],
         parameters=[Parameter(p[0], tuple(p[1]), *p[2:]) for p in document["parameters"]],
         folds=tuple(Fold(name, n, tuple(members)) for name, n, members in document["folds"]),
         pointwise=frozenset(document["pointwise"]),
-        header=document["header"],
+        header={key: _header(value, scope) for key, value in document["header"].items()},
+        scope=scope,
     )  # fmt: skip
 
 
-# JSON knows neither tuples nor tensor references nor complex numbers.
+def _header(value: Any, scope: Scope | None) -> Any:
+    sized = scope is not None and isinstance(value, dict) and "terms" in value
+    return _number(value, scope) if sized else value
+
+
+# JSON knows neither tuples nor tensor references nor complex numbers nor expressions.
 
 
 def _encode(value: Any) -> Any:
     if type(value) is TensorRef:
-        return {"t": [value.shape, value.stride, value.dtype, value.storage, value.offset]}
+        shape, stride, dtype, storage, offset = value
+        return {"t": [_encode(shape), _encode(stride), dtype, storage, _encode(offset)]}
     if type(value) is tuple:
         return [_encode(item) for item in value]
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
-    return value
+    return to_plain(value)
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, scope: Scope | None) -> Any:
     if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
+        return tuple(_decode(item, scope) for item in value)
     if isinstance(value, dict):
         if "c" in value:
             return complex(*value["c"])
+        if "t" not in value:
+            return _number(value, scope)
         shape, stride, dtype, storage, offset = value["t"]
-        return TensorRef(tuple(shape), tuple(stride), dtype, storage, offset)
+        if scope is None:
+            return TensorRef(tuple(shape), tuple(stride), dtype, storage, offset)
+        sizes = tuple(_number(n, scope) for n in shape), tuple(_number(n, scope) for n in stride)
+        return TensorRef(*sizes, dtype, storage, _number(offset, scope))
     return value
+
+
+def _number(value: Any, scope: Scope | None) -> Any:
+    return value if scope is None else from_plain(value, scope)

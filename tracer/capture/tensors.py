@@ -10,6 +10,7 @@ integers of a type of their own that index them; `records` are made from these a
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,17 +123,29 @@ class TensorTable:
         self._watches.clear()
         self._ids.clear()
 
-    def refs(self) -> list[TensorRef]:
-        """The rows as records."""
+    def refs(self, resolve: Callable[[Any], Any] | None = None) -> list[TensorRef]:
+        """The rows as records; `resolve` turns torch's symbolic sizes into ours, if there are."""
         make = TensorRef._make
-        return [make(row) for row in self.rows]
+        if resolve is None:
+            return [make(row) for row in self.rows]
+        return [
+            TensorRef(
+                tuple([resolve(n) for n in shape]),
+                tuple([resolve(n) for n in stride]),
+                dtype,
+                storage,
+                resolve(offset),
+            )
+            for shape, stride, dtype, storage, offset in self.rows
+        ]
 
-    def storages(self) -> list[Storage]:
+    def storages(self, resolve: Callable[[Any], Any] | None = None) -> list[Storage]:
         """The storages as records, by id."""
         died, roles = self._died, self._roles
+        sizes = self._nbytes if resolve is None else [resolve(n) for n in self._nbytes]
         return [
             Storage(nbytes, born, died.get(sid), roles.get(sid))
-            for sid, (nbytes, born) in enumerate(zip(self._nbytes, self._born, strict=True))
+            for sid, (nbytes, born) in enumerate(zip(sizes, self._born, strict=True))
         ]
 
     def _new(self, nbytes: int, born: int) -> int:

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,10 +19,11 @@ from ..errors import UserError
 from . import compat
 from .adamw import MasterAdamW
 from .capture import Capture
-from .grounds import META, VALUES, NotTried, asks_for_data, on
+from .grounds import META, SYMBOLIC, VALUES, NotTried, asks_for_data, on
 from .modules import OUTSIDE
-from .program import DECODE, TRAINING, WORKLOADS, Program, Run
+from .program import DECODE, INFERENCE, PREFILL, TRAINING, WORKLOADS, Program, Run
 from .records import FORWARD, Trace
+from .symbolic import NotSymbolic, Sizes
 
 OPTIMIZERS = ("adamw", "none")
 _LOOP = 48  # times that one op runs in one call of one module, at least, to be taken for a loop
@@ -96,6 +98,75 @@ def record(
                 raise UserError(_model_failed(program, workload, error)) from error
 
 
+def record_symbolic(
+    program: Program, workload: Workload, *, attention: str = "fused", fold: bool = True
+) -> Trace:
+    """As `record`, with the sizes of `workload` as symbols: B and S, or B and L in decode.
+
+    The trace's costs are expressions. They hold where `trace.scope` says: at least around the
+    sizes of `workload`, where branches that depend on a size were taken. A size of 1 stays 1.
+
+    Raises:
+        NotSymbolic: some op or branch needs numbers; says which and where.
+        UserError: as `record`.
+    """
+    if workload.phase not in program.phases:
+        raise UserError(f"{program.name} has {', '.join(program.phases)}, not {workload.phase!r}")
+    while True:
+        try:
+            return _symbolic(program, workload, attention, fold)
+        except NotSymbolic as error:
+            raise NotSymbolic(
+                f"{program.name}: no closed form of {workload.phase}: {error}"
+            ) from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            if not program.adapt(error):
+                raise NotSymbolic(_model_failed(program, workload, error)) from error
+
+
+def _symbolic(program: Program, workload: Workload, attention: str, fold: bool) -> Trace:
+    names = _SYMBOLS[workload.phase]
+    sizes = {n: getattr(workload, field) for n, field in names.items()}
+    symbols = Sizes({n: size for n, size in sizes.items() if size > 1})
+    symbolic = _Sizes(
+        **{f: symbols.values.get(n, sizes[n]) for n, f in names.items()},
+        **{f: getattr(workload, f) for f in _FIELDS - set(names.values())},
+    )
+    with symbols.run(program.module(workload.phase, SYMBOLIC)):
+        trace, run = _record(
+            program, workload, SYMBOLIC, attention, fold, sizes=symbols, at=symbolic
+        )
+    trace.header |= {
+        "model": program.name,
+        "phase": workload.phase,
+        "batch": symbols.resolve(run.batch),
+        "seq": symbols.resolve(run.seq),
+        "context": symbols.resolve(run.context),
+        "ground": SYMBOLIC,
+        "notes": [*program.cures, *run.notes],
+    }
+    return trace
+
+
+_FIELDS = {"batch", "seq", "context"}
+_SYMBOLS = {
+    TRAINING: {"B": "batch", "S": "seq"},
+    PREFILL: {"B": "batch", "S": "seq"},
+    DECODE: {"B": "batch", "L": "context"},
+    INFERENCE: {"B": "batch", "S": "seq"},
+}
+
+
+class _Sizes(NamedTuple):
+    """Sizes of a run, ints or torch's symbols."""
+
+    batch: Any
+    seq: Any
+    context: Any
+
+
 def _climb(program: Program, workload: Workload, attention: str, fold: bool) -> Trace:
     """The trace on the first ground that serves.
 
@@ -131,14 +202,22 @@ def _climb(program: Program, workload: Workload, attention: str, fold: bool) -> 
 
 
 def _record(
-    program: Program, work: Workload, ground: str, attention: str, fold: bool
+    program: Program,
+    work: Workload,
+    ground: str,
+    attention: str,
+    fold: bool,
+    sizes: Sizes | None = None,
+    at: _Sizes | None = None,
 ) -> tuple[Trace, Run]:
     model = program.module(work.phase, ground)
-    run = program.prepare(work.phase, ground, work.batch, work.seq, work.context)
-    layers = program.layers if fold else 0
+    run = program.prepare(work.phase, ground, *(at or (work.batch, work.seq, work.context)))
+    options: dict[str, Any] = {
+        "attention": attention, "fold": program.layers if fold else 0, "sizes": sizes,
+    }  # fmt: skip
     if work.phase == TRAINING:
-        return _training(model, run, work.optimizer, attention, layers), run
-    with torch.no_grad(), Capture(model.eval(), attention=attention, fold=layers) as capture:
+        return _training(model, run, work.optimizer, options), run
+    with torch.no_grad(), Capture(model.eval(), **options) as capture:
         capture.mark("kv", run.state())
         output = run.forward()
         capture.mark("kv", run.state())  # caches that grow hold new tensors now
@@ -146,10 +225,10 @@ def _record(
     return capture.trace, run
 
 
-def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers: int) -> Trace:
+def _training(model: nn.Module, run: Run, optimizer: str, options: dict[str, Any]) -> Trace:
     model.train()
     try:
-        with Capture(model, attention=attention, fold=layers) as capture:
+        with Capture(model, **options) as capture:
             output = run.forward()
             loss = run.loss(output)
             del output
@@ -157,7 +236,7 @@ def _training(model: nn.Module, run: Run, optimizer: str, attention: str, layers
             del loss
             capture.unfold()
             with capture.paused():
-                if layers:
+                if options["fold"]:
                     fill_gradients(model)
             with torch.no_grad(), capture.optimizer_step():
                 parameters = [_local(parameter) for parameter in model.parameters()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ..algebra import distinct
 from ..errors import UserError
 
 CAUSAL = ("pairs", "full")
@@ -80,4 +81,5 @@ def distinct_experts(law: str, experts: int, top_k: int, tokens: int) -> float:
         return float(experts)
     if law == "same":
         return float(min(top_k, experts))
-    return experts * (1.0 - (1.0 - top_k / experts) ** tokens)
+    found: float = distinct(experts, top_k, tokens)
+    return found

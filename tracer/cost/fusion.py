@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..algebra import divides, most
 from ..capture.records import Storage, TensorRef
 from .regions import covers, disjoint
 from .traffic import Moved, Traffic
@@ -25,7 +26,10 @@ _KEPT_ROLES = ("weights", "kv", "gradients", "optimizer")  # results that must r
 
 
 class Node(NamedTuple):
-    """One op as fusion sees it: `loop` is the shape it iterates over, the largest it touches."""
+    """One op as fusion sees it: `loop` is the shape it iterates over, the largest it touches.
+
+    Of kinds that never fuse no loop is asked for.
+    """
 
     kind: str
     phase: str
@@ -151,7 +155,9 @@ def _join(
 
 def _nested(a: int, b: int) -> bool:
     """Same loop, or one over the rows of the other."""
-    return a > 0 and b > 0 and max(a, b) % min(a, b) == 0
+    if a == b:
+        return bool(a)
+    return a > 0 and b > 0 and (divides(a, b) if a < b else divides(b, a))
 
 
 def _turns(node: Node, storage: int) -> bool:
@@ -262,7 +268,8 @@ def _left_to_read(
         return moved.nbytes
     if any(covers(held, region) for held in registers):
         return 0
-    return max(moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0)
+    left: int = most((moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0))
+    return left
 
 
 def _bytes_inside(whole: TensorRef, parts: Sequence[TensorRef]) -> int:

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..algebra import sample
 from ..capture.records import Op, Trace
 from ..errors import UserError
 from . import formulas
 from .conventions import Conventions
 from .dataflow import Dataflow
 from .formulas.pointwise import lookup
-from .fusion import Node, fuse
+from .fusion import FUSIBLE, Node, fuse
 from .registry import Env, Formula, Registry, registry
 from .roles import storage_roles
 from .traffic import Traffic, is_view, traffic
-from .work import COLLECTIVE, FREE, UNKNOWN, UNMODELLED, Cost, Work
+from .work import COLLECTIVE, FREE, REDUCTION, UNKNOWN, UNMODELLED, Cost, Work
 
 assert formulas  # imported for its registrations
 
@@ -58,7 +59,9 @@ class Kernel(NamedTuple):
     @property
     def module(self) -> str:
         """The module that pays most bytes and FLOPs of this kernel."""
-        return max(self.parts, key=lambda p: (p.cost.total_flops, p.cost.total_bytes)).module
+        return max(
+            self.parts, key=lambda p: (sample(p.cost.total_flops), sample(p.cost.total_bytes))
+        ).module
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Ledger:
             for part in kernel.parts:
                 groups.setdefault(key(kernel, part), []).append(part.cost)
         summed = {name: Cost.sum(costs) for name, costs in groups.items()}
-        return dict(sorted(summed.items(), key=lambda item: -item[1].total_bytes))
+        return dict(sorted(summed.items(), key=lambda item: -sample(item[1].total_bytes)))
 
     def unmodelled(self) -> dict[str, int]:
         """Names of ops without a formula, and how many of each the model runs."""
@@ -202,7 +205,9 @@ def _node(op: Op, work: Work, formula: Formula | None) -> Node | None:
     # In-place collectives of c10d return what they were given, which is no view.
     if work.kind == FREE or (work.kind != COLLECTIVE and is_view(op)):
         return None
-    loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
+    loop: tuple[int, ...] = ()
+    if work.kind in FUSIBLE or work.kind == REDUCTION:
+        loop = max((ref.shape for ref in (*op.outputs, *op.inputs())), key=math.prod, default=())
     return Node(work.kind, op.phase, loop, traffic(op, work, formula))
 
 

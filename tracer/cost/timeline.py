@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ..algebra import most, sample
 from ..capture.records import BACKWARD, FORWARD, RECOMPUTE, Trace
 from .roles import storage_roles
 from .work import ROLES
@@ -28,13 +29,14 @@ class Timeline:
     @property
     def peak(self) -> int:
         """The largest total, bytes."""
-        return max(self.total, default=0)
+        peak: int = most((0, *self.total))
+        return peak
 
     @property
     def at_peak(self) -> dict[str, int]:
         """Bytes by role where the total is largest."""
         total = self.total
-        where = total.index(max(total))
+        where = max(range(len(total)), key=lambda i: sample(total[i]))
         return {role: values[where] for role, values in self.by_role.items()}
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tracer.hardware import Chip, Constant, chip_ids, load_chip
 
 from ..errors import UserError
@@ -184,18 +186,25 @@ def _sm_peak(chip: Chip) -> float:
 def rates(chip: Chip, precision: str, *, clock: float = 1.0, reserved_sms: float = 0.0) -> Rates:
     """Datasheet figures for a precision; `clock` is the share of the quoted clock that holds.
 
-    A chip without SMs or clock on its datasheet is divided into SMs of Hopper's BF16 rate.
+    A chip without SMs or clock on its datasheet is divided into SMs of Hopper's BF16 rate. Any
+    figure may be an array of one number a point of a sweep.
     """
-    peak = chip.peak.get(precision) or chip.vector.get(precision) or max(chip.peak.values())
-    sms = chip.sm_count or max(1.0, chip.peak.get("bf16", peak) / _SM_FLOPS)
-    fp32 = chip.vector.get("fp32")
-    implied = fp32 / (_FP32_A_CYCLE * sms) if fp32 and chip.vendor == "NVIDIA" else _CLOCK
+    peak = chip.peak.get(precision, chip.vector.get(precision))
+    peak = max(chip.peak.values()) if peak is None else peak
+    sms = chip.sm_count
+    if sms is None:
+        sms = np.maximum(1.0, chip.peak.get("bf16", peak) / _SM_FLOPS)
+    frequency = chip.clock
+    if frequency is None:
+        fp32 = chip.vector.get("fp32")
+        implied = fp32 is not None and chip.vendor == "NVIDIA"
+        frequency = fp32 / (_FP32_A_CYCLE * sms) if implied else _CLOCK
     share = (sms - reserved_sms) / sms
     return Rates(
         peak * clock * share,
         chip.memory_bandwidth,
         sms * share,
-        (chip.clock or implied) * clock,
+        frequency * clock,
         chip.link_bandwidth or chip.nic_bandwidth or 0.0,
         _MMA_ROWS.get(chip.generation, 64.0),
         chip.generation in _SWITCHES,

@@ -68,7 +68,7 @@ class Plan:
 
 def plan_of(ledger: Ledger, floor: Sequence[float], conditions: Conditions) -> Plan:
     """Shapes of every kernel; `floor` is the roofline's seconds of one launch of each."""
-    found: dict[tuple[str, str], tuple[list[int], list[Mapping[str, float]]]] = {}
+    found: dict[tuple[str, str], tuple[list[int], list[Mapping[str, Any]]]] = {}
     for number, kernel in enumerate(ledger.kernels):
         shape = shape_of(ledger, kernel)
         numbers, values = found.setdefault((shape.family, shape.precision), ([], []))

@@ -23,6 +23,7 @@ from .uncertainty import Driver, drivers, interval
 
 COMPUTE, MEMORY, NETWORK, LATENCY = "compute", "memory", "network", "latency"
 KERNELS, ROOFLINE = "kernels", "roofline"
+PEAK, VECTOR = "peak", "vector"  # tables of a chip's rates
 
 _CHOICES = {
     "model": (KERNELS, ROOFLINE),
@@ -385,11 +386,24 @@ def matrix_rate(chip: Chip, precision: str, timing: Timing) -> float:
     Raises:
         UserError: the chip has no rate for it.
     """
+    unit, precision = matrix_unit(chip, precision, timing)
+    if unit == VECTOR:
+        return float(chip.vector[precision])
+    return float(chip.peak[precision]) * timing.matmul_efficiency
+
+
+def matrix_unit(chip: Chip, precision: str, timing: Timing) -> tuple[str, str]:
+    """The table of the chip ("peak" or "vector") and the precision in which a product runs.
+
+    Raises:
+        UserError: the chip has no rate for it.
+    """
     if precision == "fp32" and timing.fp32_matmul == "tf32" and "tf32" in chip.peak:
         precision = "tf32"
     if precision in ("fp32", "fp64") and precision not in chip.peak and precision in chip.vector:
-        return float(chip.vector[precision])
+        return VECTOR, precision
     try:
-        return float(chip.peak_for(precision)) * timing.matmul_efficiency
+        chip.peak_for(precision)
     except ChipError as error:
         raise UserError(str(error)) from error
+    return PEAK, precision

@@ -3,13 +3,17 @@
 Shapes come from the op's record, FLOPs and bytes from the ledger, so that conventions (residency,
 fusion, routing) hold here as well. Anything that is not understood falls back to `other`: bytes and
 FLOPs without a shape.
+
+In a symbolic trace the values are expressions. Where a family hangs on a size, the family is that
+of the traced sizes and the trace's scope notes the guard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..algebra import Expr, Value, least, most, sample
 from ..capture.records import Op, TensorRef
 from ..cost import EFFICIENT, Kernel, Ledger
 from ..cost.work import (
@@ -42,7 +46,7 @@ class Shape(NamedTuple):
 
     family: str
     precision: str
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
 
 
 def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
@@ -51,9 +55,9 @@ def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
     moved = kernel.cost.total_bytes / launches
     flops = kernel.cost.total_flops / launches
     recomputed = sum(kernel.cost.recompute_flops.values()) / launches
-    main = max(kernel.parts, key=lambda part: part.cost.total_flops)
+    main = max(kernel.parts, key=lambda part: sample(part.cost.total_flops))
     op = ledger.trace.ops[main.op]
-    precision = max(kernel.cost.flops, key=lambda p: kernel.cost.flops[p], default="bf16")
+    precision = max(kernel.cost.flops, key=lambda p: sample(kernel.cost.flops[p]), default="bf16")
     found = None
     if flops and kernel.kind in (GEMM, CONV):
         found = _product(op, flops, moved, precision)
@@ -69,9 +73,9 @@ def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
         return Shape(OTHER, precision, values)
     vector = kernel.cost.vector_flops / launches
     access = access_of(op, kernel, ledger.execution == EFFICIENT)
-    elements = float(max((ref.numel for ref in (*op.outputs, *op.inputs())), default=0))
+    elements = _number(most([ref.numel for ref in (*op.outputs, *op.inputs())] or [0]))
     if access == GATHERED and op.outputs:  # the table that is gathered from does not count
-        elements = min(elements, moved / (2 * op.outputs[0].itemsize))
+        elements = least((elements, moved / (2 * op.outputs[0].itemsize)))
     values = {
         "moved": moved, "elements": elements, "access": float(CLASSES.index(access)),
         "vector": vector,
@@ -79,23 +83,28 @@ def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
     return Shape("elementwise", precision, values)
 
 
-Found = tuple[str, dict[str, float]] | None
+Found = tuple[str, dict[str, Value]] | None
 
 
-def _product(op: Op, flops: float, moved: float, precision: str) -> Found:
+def _number(size: Any) -> Any:
+    """A size as a float, or the expression that it is."""
+    return size if isinstance(size, Expr) else float(size)
+
+
+def _product(op: Op, flops: Any, moved: Any, precision: str) -> Found:
     """[batch, m, k] @ [batch, k, n]; k from the FLOPs, convolutions as implicit products."""
     out = op.outputs[0].shape
-    batch, n = 1.0, float(out[-1]) if out else 1.0
+    batch, n = 1.0, _number(out[-1]) if out else 1.0
     m = op.outputs[0].numel / n if n else 0.0
     name = op.overload_packet.rpartition(".")[2]
     if "conv" in name and len(out) > 2:
-        n = float(out[1])
+        n = _number(out[1])
         m = op.outputs[0].numel / n if n else 0.0
     elif name in ("bmm", "baddbmm") or (name == "matmul" and len(out) > 2):
-        batch = float(_numel(out[:-2]))
-        m = float(out[-2])
+        batch = _number(_numel(out[:-2]))
+        m = _number(out[-2])
     elif name in ("mv", "addmv", "dot", "vdot"):
-        m, n = float(op.outputs[0].numel), 1.0
+        m, n = _number(op.outputs[0].numel), 1.0
     if not m * n * batch:
         return None
     values = {"m": m, "n": n, "k": flops / (2 * batch * m * n), "batch": batch, "moved": moved}
@@ -109,28 +118,28 @@ def _block_scaled(op: Op) -> bool:
     tensors = list(op.inputs())
     scales = [ref for ref in tensors[2:] if ref.dtype.startswith("float") and len(ref.shape) == 2]
     return bool(tensors) and any(
-        min(ref.shape) > 1 and ref.numel < tensors[0].numel for ref in scales
+        all(size > 1 for size in ref.shape) and ref.numel < tensors[0].numel for ref in scales
     )
 
 
-def _grouped(op: Op, flops: float, moved: float) -> Found:
+def _grouped(op: Op, flops: Any, moved: Any) -> Found:
     """Rows [R, K] times [E, K, N]: experts that are read follow from the bytes of the ledger."""
     tensors = list(op.inputs())
     x, out = tensors[0], op.outputs[0]
     if len(out.shape) == 3:  # weight gradients: a product an expert
-        batch, m, n = (float(size) for size in out.shape)
+        batch, m, n = (_number(size) for size in out.shape)
         if not batch * m * n:
             return None
         k = flops / (2 * batch * m * n)
         return "gemm", {"m": m, "n": n, "k": k, "batch": batch, "moved": moved}
     if len(x.shape) != 2 or not x.numel:
         return None
-    rows, k = (float(size) for size in x.shape)
+    rows, k = (_number(size) for size in x.shape)
     n = flops / (2 * rows * k)
-    weight = max(tensors[1:], key=lambda ref: ref.nbytes, default=x)
-    weights = max(moved - x.nbytes - out.nbytes, 0.0)
-    experts = float(weight.shape[0]) if len(weight.shape) == 3 else 1.0
-    active = min(max(weights / (k * n * weight.itemsize), 1.0), experts, rows)
+    weight = max(tensors[1:], key=lambda ref: sample(ref.nbytes), default=x)
+    weights = most((moved - x.nbytes - out.nbytes, 0.0))
+    experts = _number(weight.shape[0]) if len(weight.shape) == 3 else 1.0
+    active = least((most((weights / (k * n * weight.itemsize), 1.0)), experts, rows))
     return "grouped", {"rows": rows, "active": active, "k": k, "n": n, "moved": moved}
 
 
@@ -138,16 +147,16 @@ def _grouped(op: Op, flops: float, moved: float) -> Found:
 _CAUSAL = {"_scaled_dot_product_flash_attention": 4, "_flash_attention_forward": 8}
 
 
-def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted: str) -> Found:
+def _attention(op: Op, flops: Any, recomputed: Any, kernel: Kernel, counted: str) -> Found:
     """Prefill, or decode where few queries share a KV head; masks follow from the FLOPs."""
     name = op.overload_packet.rpartition(".")[2]
     backward = "backward" in name
-    operands = attention_operands(op)
+    operands = _operands(op)
     if operands is None:
         return None
-    q, k, v = operands
-    batch, heads, queries, size = (float(x) for x in q)
-    kv_heads, keys, size_v = float(k[1]), float(k[2]), float(v[3])
+    q, k, v = (_heads_first(ref, name) for ref in operands)
+    batch, heads, queries, size = (_number(x) for x in q)
+    kv_heads, keys, size_v = _number(k[1]), _number(k[2]), _number(v[3])
     pair = 2 * batch * heads * (size + size_v)
     forward = flops / 2 if backward else flops
     share = forward / (pair * queries * keys)
@@ -158,28 +167,38 @@ def _attention(op: Op, flops: float, recomputed: float, kernel: Kernel, counted:
             flag = op.args[place]
         share = share / 2 if flag is True else share
     rows = heads / kv_heads * queries
-    if not backward and keys > 1 and (size_v >= _LATENT or rows <= _DECODE_ROWS):
+    # Absorbed MLA: the values are the first elements of the one key that all heads share.
+    _, key, value = operands
+    one = (key.storage, key.offset) == (value.storage, value.offset)
+    latent = size_v >= _LATENT or (kv_heads == 1 and one and size > size_v)
+    if not backward and keys > 1 and (latent or rows <= _DECODE_ROWS):
         moved = kernel.cost.total_bytes / max(kernel.launches, 1)
         own = next(r for r in op.inputs() if len(r.shape) == 4).nbytes + op.outputs[0].nbytes
-        family = "mla_decode" if size_v >= _LATENT else "attention_decode"
+        family = "mla_decode" if latent else "attention_decode"
         return family, {
             "batch": batch, "kv_heads": kv_heads, "rows": rows, "keys": keys, "size": size,
-            "size_v": size_v, "nbytes": max(moved - own, 0.0),
+            "size_v": size_v, "nbytes": most((moved - own, 0.0)),
         }  # fmt: skip
     family = "attention_prefill" if size == size_v else "mla_prefill"
     passes = (flops + recomputed) / forward
     return family, {
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "queries": queries, "keys": keys,
-        "size": size, "size_v": size_v, "share": min(share, 1.0), "passes": passes,
+        "size": size, "size_v": size_v, "share": least((share, 1.0)), "passes": passes,
     }  # fmt: skip
 
 
 def attention_operands(op: Op) -> tuple[tuple[int, ...], ...] | None:
     """[B, H, S, D] of query, key and value of a fused attention op; None if it has none such."""
     name = op.overload_packet.rpartition(".")[2]
+    operands = _operands(op)
+    return None if operands is None else tuple(_heads_first(ref, name) for ref in operands)
+
+
+def _operands(op: Op) -> list[TensorRef] | None:
+    """Query, key and value; a backward has the output's gradient in front of them."""
     tensors = [ref for ref in op.inputs() if len(ref.shape) == 4]
-    tensors = tensors[1 if "backward" in name else 0 :][:3]
-    return tuple(_heads_first(ref, name) for ref in tensors) if len(tensors) == 3 else None
+    tensors = tensors[1 if "backward" in op.overload_packet else 0 :][:3]
+    return tensors if len(tensors) == 3 else None
 
 
 def _heads_first(ref: TensorRef, name: str) -> tuple[int, ...]:
@@ -212,7 +231,7 @@ def access_of(op: Op, kernel: Kernel, compiled: bool) -> str:
     if kernel.kind in (ROW, REDUCTION):
         fused = any(part in name for part in _FUSED_ROWS)
         return CONTIGUOUS if fused else REDUCE
-    largest = max((ref.numel for ref in (*op.outputs, *tensors)), default=0)
+    largest = most([ref.numel for ref in (*op.outputs, *tensors)] or [0])
     same = all(ref.numel == largest and contiguous(ref) for ref in tensors)
     return CONTIGUOUS if same else SCALAR
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..algebra import most
 from ..cost import Ledger
 from ..cost.timeline import timeline
 
@@ -33,6 +34,6 @@ class Memory:
 def memory(ledger: Ledger) -> Memory:
     """The memory of the step behind `ledger`; what its fusion keeps in registers takes none."""
     live = timeline(ledger.trace, ledger.materialised).by_role
-    held = {role: max(live[role], default=0) for role in _STATIC}
+    held = {role: most((0, *live[role])) for role in _STATIC}
     moving = zip(live["activations"], live["temporary"], strict=True)
-    return Memory(**held, activations=max((a + t for a, t in moving), default=0))
+    return Memory(**held, activations=most((0, *(a + t for a, t in moving))))

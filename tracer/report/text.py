@@ -1,18 +1,25 @@
-"""Numbers and names as people read them. The only place where units change."""
+"""Numbers and names as people read them. The only place where units change.
+
+An expression is shown by its value at the traced sizes; whoever shows it says so.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from ..algebra import sample
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def si(value: float, digits: int = 4) -> str:
+def si(value: Any, digits: int = 4) -> str:
     """Decimal prefix, `digits` significant figures, a space before the prefix.
 
     >>> si(767753388556288), si(70272), si(0)
     ('767.8 T', '70.27 k', '0 ')
     """
+    value = sample(value)
     for scale, prefix in _SI:
         if abs(value) >= scale:
             return f"{_significant(value / scale, digits)} {prefix}"
@@ -27,8 +34,9 @@ def seconds(value: float) -> str:
     return f"{value * 1e9:.3g} ns" if value else "0 s"
 
 
-def size(value: float) -> str:
+def size(value: Any) -> str:
     """Bytes with a decimal prefix, GB the largest: 1,342 GB, 0.58 GB, 4.61 kB."""
+    value = sample(value)
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= 0.1 * scale:
             number = value / scale

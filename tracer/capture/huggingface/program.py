@@ -240,7 +240,9 @@ class HuggingFaceProgram:
         cache = caches.in_place_cache(self.config, context, 0) if self._in_place(model) else None
         ours = cache is not None
         need = caches.needs_warming(cache) if ours else "full"
-        before = {"": 0, "short": min(_WARM_TOKENS, context - 1), "full": context - 1}[need]
+        before = 0 if not need else context - 1
+        if need == "short":
+            before = min(_WARM_TOKENS, before)
         notes = []
         if before:
             inputs = self._text(model, batch, before, device) | {"use_cache": True}
@@ -444,5 +446,6 @@ def _tokens(inputs: dict[str, Any]) -> int:
     """Tokens of a sequence: those of the decoder, of the text, or 1 for an image or a clip."""
     for name in ("decoder_input_ids", "input_ids"):
         if isinstance(inputs.get(name), Tensor):
-            return int(inputs[name].shape[1])
+            tokens: int = inputs[name].shape[1]
+            return tokens
     return 1

@@ -33,8 +33,8 @@ def fp8_block(
     """
     rows, k = x_fp8.shape
     work = expert_product(x_fp8, out[0], w_fp8, env, "w_fp8")
-    hit = experts_read(rows, w_fp8, env) / w_fp8.shape[0]
-    read = {**(work.read or {}), "w_scale": round(hit * w_scale.nbytes)}
+    hit = experts_read(rows, w_fp8, env)
+    read = {**(work.read or {}), "w_scale": round(hit * (w_scale.nbytes // w_fp8.shape[0]))}
     return work._replace(read=read, vector=2 * out[0].numel * -(-k // _TILE))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...algebra import least
 from ...capture.records import TensorRef
 from ..registry import cost
 from ..work import ESTIMATED, GATHER, ROW, Work
@@ -14,7 +15,8 @@ _MEAN, _MAX = 1, 2  # mode of embedding_bag; 0 is the sum
 
 def _rows(weight: TensorRef, indices: TensorRef) -> int:
     """Bytes of a row for every index, at most the whole table."""
-    return min(indices.numel * weight.shape[-1] * weight.itemsize, weight.nbytes)
+    touched: int = least((indices.numel * weight.shape[-1] * weight.itemsize, weight.nbytes))
+    return touched
 
 
 @cost("aten::embedding")
@@ -39,7 +41,7 @@ def embedding_dense_backward(
     Bytes: the whole table's gradient is written, zeros first, and the rows with tokens again.
     Estimated: data decide how often an index repeats.
     """
-    touched = min(grad_output.numel * out[0].itemsize, out[0].nbytes)
+    touched = least((grad_output.numel * out[0].itemsize, out[0].nbytes))
     return Work(
         vector=grad_output.numel, kind=GATHER, write={0: out[0].nbytes + touched},
         confidence=ESTIMATED,
@@ -117,7 +119,7 @@ def _bag_backward(
     # The maximum sends its gradient to one row a bag and column.
     elements = grad.numel if mode == _MAX else indices.numel * grad.shape[-1]
     steps = 1 + given(per_sample_weights) + (mode == _MEAN)
-    touched = min(elements * out[0].itemsize, out[0].nbytes)
+    touched = least((elements * out[0].itemsize, out[0].nbytes))
     return Work(
         vector=steps * elements, kind=GATHER, write={0: out[0].nbytes + touched},
         confidence=ESTIMATED,

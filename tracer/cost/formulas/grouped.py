@@ -83,7 +83,7 @@ def grouped_product(
     if ranks == (3, 2):  # the mirror image: every column of b belongs to one expert of a
         _, m, k = a.shape
         columns = b.shape[1]
-        read = {name_a: round(experts_read(columns, a, env) / a.shape[0] * a.nbytes)}
+        read = {name_a: round(experts_read(columns, a, env) * (a.nbytes // a.shape[0]))}
         return Work(mac * m * k * columns, kind=GROUPED_GEMM, read=read, confidence=ESTIMATED)
     if ranks == (3, 3):
         return Work(mac * y.numel * a.shape[-1], kind=GROUPED_GEMM)
@@ -95,11 +95,11 @@ def expert_product(x: TensorRef, y: TensorRef, experts: TensorRef, env: Env, nam
 
     `experts` is the stack [E, ..., ...] and `name` the argument that holds it.
     """
-    share = experts_read(x.shape[0], experts, env) / experts.shape[0]
+    hit = experts_read(x.shape[0], experts, env)
     return Work(
         multiply_add(x) * y.numel * x.shape[1],
         kind=GROUPED_GEMM,
-        read={name: round(share * experts.nbytes)},
+        read={name: round(hit * (experts.nbytes // experts.shape[0]))},
         confidence=ESTIMATED,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...algebra import least, most
 from ...capture.records import TensorRef
 from ..registry import cost
 from ..work import COPY, ESTIMATED, GATHER, Work
@@ -12,7 +13,7 @@ from .common import Out, bytes_like
 
 def _read_like(x: TensorRef, y: TensorRef, name: str = "self") -> dict[str, int]:
     """One element of `x` for every element of `y`, at most all of it."""
-    return {name: min(bytes_like(y, x), x.nbytes)}
+    return {name: least((bytes_like(y, x), x.nbytes))}
 
 
 @cost("aten::index", "aten::_unsafe_index")
@@ -76,7 +77,7 @@ def _register_slice_copy(name: str) -> None:
         Bytes: only what is copied is read.
         """
         moved = sum(bytes_like(part, self) for part in out)
-        return Work(kind=COPY, read={"self": min(moved, self.nbytes)})
+        return Work(kind=COPY, read={"self": least((moved, self.nbytes))})
 
 
 for _name in """
@@ -93,7 +94,7 @@ def slice_scatter(self: TensorRef, src: TensorRef, *rest: Any, out: Out, **_: An
 
     Bytes: of `self`, what `src` does not replace.
     """
-    return Work(kind=COPY, read={"self": max(0, self.nbytes - bytes_like(src, self))})
+    return Work(kind=COPY, read={"self": most((0, self.nbytes - bytes_like(src, self)))})
 
 
 @cost("aten::constant_pad_nd")
@@ -102,7 +103,7 @@ def constant_pad(self: TensorRef, pad: Any, value: Any = 0, *, out: Out) -> Work
 
     Bytes: a negative pad crops, and what it cuts off is not read.
     """
-    return Work(kind=COPY, read={"self": min(self.nbytes, bytes_like(out[0], self))})
+    return Work(kind=COPY, read={"self": least((self.nbytes, bytes_like(out[0], self)))})
 
 
 @cost("aten::_jagged_to_padded_dense_forward", "aten::_padded_dense_to_jagged_forward")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...algebra import least
 from ...capture.records import TensorRef
 from ..registry import cost
 from ..work import ESTIMATED, GATHER, Work
@@ -115,7 +116,7 @@ def masked_scatter(self: TensorRef, mask: TensorRef, source: TensorRef, *, out: 
     Bytes: of `source`, at most an element a place of the mask.
     Estimated: data decide how much is written; the whole is taken.
     """
-    read = {"source": min(source.nbytes, out[0].numel * source.itemsize)}
+    read = {"source": least((source.nbytes, out[0].numel * source.itemsize))}
     return Work(vector=out[0].numel, kind=GATHER, read=read, confidence=ESTIMATED)
 
 
@@ -132,7 +133,7 @@ def masked_scatter_backward(
 
 def scatter_work(self: TensorRef, count: int, accumulate: bool, out: Out) -> Work:
     """`count` elements of `self` written, and read first where it accumulates."""
-    touched = min(count * self.itemsize, self.nbytes)
+    touched = least((count * self.itemsize, self.nbytes))
     again = touched if accumulate else 0
     in_place = bool(out) and out[0].storage == self.storage
     return Work(

@@ -99,7 +99,8 @@ def _product(
         # Where the derivative by s vanishes, unless SMs or k run out before.
         best = np.sqrt(step * k / partial)
         s = np.clip(np.minimum(best, np.minimum(rates.sms / tiles, k / MIN_SPLIT)), 1, MAX_SPLIT)
-        other, compute_split = total(s, s * partial + split_cost)
-        compute = np.where(other < seconds, compute_split, compute)
-        seconds = np.minimum(other, seconds)
+        if np.any(s > 1):  # a split into one part only costs
+            other, compute_split = total(s, s * partial + split_cost)
+            compute = np.where(other < seconds, compute_split, compute)
+            seconds = np.minimum(other, seconds)
     return Estimate(c.launch + seconds, compute, memory, c.launch)
