@@ -13,7 +13,6 @@ cut among the ranks of a TP group.
 * Expert parallel: see `expert_parallel`. The gate and the shared expert are whole and see the
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
-
 * Context parallel: see `context_parallel`. Each rank has two chunks of every sequence; S tokens of
   a sequence are then S / CP here, and only attention looks beyond them.
 

@@ -41,7 +41,8 @@ def record_rank(
         program: the model.
         workload: `batch` is that of one data rank, the plan's `micro_batch`.
         plan: legal for the model and the workload (`Plan.illegal`).
-        rank: whose program. Ranks differ in slices and peers, not in sizes.
+        rank: whose program. Ranks differ in slices and peers, not in sizes; CP ranks also in how
+            many keys either of their chunks sees, but not in the sum.
         stage: one of those that the rank's place in the pipeline has; by default its first.
         attention: as in `workload.record`.
         fold: as there.
