@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .cache import KVCache
+from .collectives import ALONE, Group
 from .config import Config
+from .context_parallel import causal_attention
 from .fp8 import Quantized
 from .linear import Precision, projection
 from .norm import RMSNorm
@@ -51,6 +53,8 @@ class Step:
 
 class MLA(nn.Module):
     """Attention of one layer, [T, D] -> [T, D]."""
+
+    context: Group = ALONE  # the ranks over which the tokens of a sequence are spread
 
     def __init__(
         self, config: Config, layer_idx: int, precision: Precision, device: torch.device | str
@@ -115,17 +119,17 @@ class MLA(nn.Module):
     def _naive(self, q_nope_BSHX, q_rope_BSHR, c_kv_TC, k_rope_BS1R) -> torch.Tensor:
         """Attention among the new tokens alone, [T, H·V]."""
         batch, seq = q_nope_BSHX.shape[:2]
-        kv_BSHd = self.kv_b_proj(c_kv_TC).view(batch, seq, self.heads, self.nope_dim + self.v_dim)
+        kv_BSHd = self.kv_b_proj(c_kv_TC).view(batch, -1, self.heads, self.nope_dim + self.v_dim)
         k_nope_BSHX, v_BSHV = kv_BSHd.split([self.nope_dim, self.v_dim], dim=-1)
         q_BSHd = torch.cat((q_nope_BSHX, q_rope_BSHR), dim=-1)
         k_rope_BSHR = k_rope_BS1R.expand(-1, -1, self.heads, -1)
         k_BSHd = torch.cat((k_nope_BSHX, k_rope_BSHR), dim=-1)
-        o_BHSV = F.scaled_dot_product_attention(
+        o_BHSV = causal_attention(
             q_BSHd.transpose(1, 2),
             k_BSHd.transpose(1, 2),
             v_BSHV.transpose(1, 2),
-            is_causal=True,
-            scale=self.scale,
+            self.scale,
+            self.context,
         )
         return o_BHSV.transpose(1, 2).reshape(batch * seq, self.heads * self.v_dim)
 

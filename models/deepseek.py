@@ -15,7 +15,9 @@ from torch import nn
 
 from .attention import MLA, Step
 from .cache import KVCache
+from .collectives import ALONE, Group
 from .config import Config
+from .context_parallel import positions
 from .linear import Linear, Precision
 from .moe import Experts, FeedForward, Gate, MoE
 from .norm import RMSNorm
@@ -90,6 +92,8 @@ class MTPLayer(DecoderLayer):
 class Transformer(nn.Module):
     """Embedding, layers and final norm. MTP layers, if any, stand behind the main ones."""
 
+    context: Group = ALONE  # the ranks over which the tokens of a sequence are spread
+
     def __init__(self, config: Config, precision: Precision, mtp: bool, device: torch.device | str):
         super().__init__()
         self.config = config
@@ -121,7 +125,9 @@ class Transformer(nn.Module):
             # The last query is the last key: bottom-right aligned.
             shape = (seq, past + seq)
             mask = torch.ones(shape, dtype=torch.bool, device=self.inv_freq.device).tril(past)
-        rope = cos_sin(self.inv_freq, past, seq, factor)
+        place = {"dtype": torch.float32, "device": self.inv_freq.device}
+        position_S = positions(seq, self.context, start=past, **place)
+        rope = cos_sin(self.inv_freq, position_S, factor)
         return Step(batch, seq, rope, cache, absorbed, mask)
 
     def forward(self, ids_BS: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:

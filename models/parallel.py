@@ -13,9 +13,10 @@ cut among the ranks of a TP group.
 * Expert parallel: see `expert_parallel`. The gate and the shared expert are whole and see the
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
+* Context parallel: see `context_parallel`. Each rank has two chunks of every sequence; S tokens of
+  a sequence are then S / CP here, and only attention looks beyond them.
 
-Sequences are never cut (no context parallelism). The model itself sends nothing between stages:
-`collectives.send` and `receive` do.
+The model itself sends nothing between stages: `collectives.send` and `receive` do.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ from .expert_parallel import travelling
 from .linear import Linear, Precision
 from .moe import FeedForward, Gate, MoE
 from .norm import RMSNorm
-from .recompute import RECOMPUTES, RecomputedNorm, attention_again
+from .parallel_attention import ParallelMLA
+from .recompute import RECOMPUTES, RecomputedNorm
 from .zero import Unit, units_of
 
 
@@ -49,9 +51,9 @@ from .zero import Unit, units_of
 class Layout:
     """The process groups of this rank and how it uses them.
 
-    tp, ep: cut heads and widths, spread experts.
+    tp, ep, cp: cut heads and widths, spread experts, spread the tokens of a sequence.
     dp, edp, stage: ranks with the same cut weights, with the same experts, of the same stage:
-        gradients are summed over one of them.
+        gradients are summed over one of them, so CP ranks belong to all three.
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
@@ -60,6 +62,7 @@ class Layout:
 
     tp: Group = ALONE
     ep: Group = ALONE
+    cp: Group = ALONE
     dp: Group = ALONE
     edp: Group = ALONE
     stage: Group = ALONE
@@ -107,41 +110,6 @@ class Layout:
             return ".shared_experts." not in path or self.ep.size == 1
         heads = ("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "embed_tokens", "lm_head")
         return not self.attention_dp and any(f".{name}." in path for name in heads)
-
-
-class ParallelMLA(MLA):
-    """Attention with 1/TP of the heads."""
-
-    def __init__(self, config, layer_idx, precision, device, layout: Layout):
-        heads = config.num_attention_heads // layout.attention.size
-        super().__init__(replace(config, num_attention_heads=heads), layer_idx, precision, device)
-        self.layout = layout
-
-    def forward(self, x_TD: torch.Tensor, step: Step) -> torch.Tensor:
-        y_TD = super().forward(x_TD, step)
-        return y_TD if self.layout.attention_dp else self.layout.leave(y_TD)
-
-    def _attend(self, *args):
-        if self.layout.recompute == "latent" and self.training:
-            return attention_again(super()._attend, *args)
-        return super()._attend(*args)
-
-    def _shared_by_heads(self, x_TD):
-        q_in, c_kv, k_rope = super()._shared_by_heads(x_TD)
-        layout = self.layout
-        if layout.attention.size == 1:
-            return q_in, c_kv, k_rope
-        if not self.compress_q:
-            q_in = self.q_proj.prepare(layout.enter(x_TD))
-            return q_in, *self._spread(c_kv, k_rope)
-        return self._spread(q_in, c_kv, k_rope)
-
-    def _spread(self, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`enter` for several tensors in one message."""
-        if not self.layout.scattered:
-            return copy(self.layout.tp, *parts)
-        both = gather(torch.cat(parts, dim=-1), self.layout.tp, partial=True)
-        return both.split([part.shape[-1] for part in parts], dim=-1)
 
 
 class ParallelFeedForward(FeedForward):
@@ -256,7 +224,7 @@ class ParallelTransformer(Transformer):
 
     def __init__(self, config, precision, device, layout: Layout, layers: range, first, last):
         nn.Module.__init__(self)
-        self.config, self.layout = config, layout
+        self.config, self.layout, self.context = config, layout, layout.cp
         place = {"dtype": precision.dtype, "device": device}
         self.embed_tokens = ParallelEmbedding(config, layout=layout, **place) if first else None
         self.layers = nn.ModuleList(

@@ -11,6 +11,7 @@ _KEPT = (
     "mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm", "grouped_mm", "grouped_mm_fp8_block",
     "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_flash_attention_forward", "_efficient_attention_forward",
     "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "topk",
 )  # fmt: skip
 
@@ -62,7 +63,8 @@ class RecomputedNorm(RMSNorm):
 def attention_again(attend, *args):
     """`attend` from the latents, of which only attention's result is kept.
 
-    The latents are small; queries, keys and values of all heads are not (arXiv 2412.19437, 3.2.3).
+    The latents are small, also those of all CP ranks, which are not gathered again; queries, keys
+    and values of all heads are not (arXiv 2412.19437, 3.2.3).
     """
     contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, _attention_kept)
     return ckpt.checkpoint(
@@ -72,5 +74,6 @@ def attention_again(attend, *args):
 
 def _attention_kept(ctx, op, *args, **kwargs):
     policies = ckpt.CheckpointPolicy
-    fused = op.__name__.startswith("_scaled_dot_product")
-    return policies.MUST_SAVE if fused else policies.PREFER_RECOMPUTE
+    name = op.__name__.partition(".")[0]
+    kept = name in _KEPT and (name.endswith("_gather_into_tensor") or "attention" in name)
+    return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE

@@ -37,13 +37,12 @@ def inverse_frequencies(config: Config) -> list[float]:
 
 
 def cos_sin(
-    inv_freq_P: torch.Tensor, start: int, seq: int, factor: float
+    inv_freq_P: torch.Tensor, position_S: torch.Tensor, factor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of positions start .. start+seq-1, FP32, each [S, 1, P].
+    """Cosine and sine of FP32 positions [S], FP32, each [S, 1, P].
 
     The unit dimension is that of the heads. `factor` is `Yarn.attention_factor`.
     """
-    position_S = torch.arange(start, start + seq, dtype=torch.float32, device=inv_freq_P.device)
     angle_S1P = position_S[:, None, None] * inv_freq_P
     cos_S1P, sin_S1P = angle_S1P.cos(), angle_S1P.sin()
     if factor != 1.0:

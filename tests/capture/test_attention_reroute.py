@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracer
 from tracer.capture.attention import windowed_attention
+from tracer.models import context_parallel
 
 BF16, FP32 = torch.bfloat16, torch.float32
 PREFIX = "aten._scaled_dot_product_"
@@ -246,3 +247,79 @@ def test_naive_windowed_attention_has_its_score_matrix():
         windowed_attention(q, k, v, 3, None)
     assert attention_ops(t) == []
     assert t.flops == 2 * (2 * 4 * 9 * 9) * 32
+
+
+def _suffix(q, k, v, scale=None):
+    return torch.ops.deepseek.suffix_attention(q, k, v, scale)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_v", "key_heads", "expected"),
+    [
+        (BF16, 16, 4, "flash"),
+        (BF16, 16, 2, "flash"),
+        (BF16, 8, 4, "efficient"),  # MLA
+        (BF16, 8, 2, "efficient"),
+        (FP32, 16, 4, "efficient"),
+    ],
+)
+@pytest.mark.parametrize(("queries", "keys"), [(3, 9), (5, 5), (1, 4)])
+def test_suffix_attention_counts_the_pairs_before_each_query(
+    dtype, head_v, key_heads, expected, queries, keys
+):
+    b, h, d = 2, 4, 16
+    q, k, v = tensors(
+        (b, h, queries, d), (b, key_heads, keys, d), (b, key_heads, keys, head_v), dtype
+    )
+    with tracer.trace() as t:
+        out = _suffix(q, k, v)
+        out.backward(torch.zeros_like(out))
+    assert out.shape == (b, h, queries, head_v)
+    assert [x.grad.shape for x in (q, k, v)] == [x.shape for x in (q, k, v)]
+    assert attention_ops(t) == [
+        (f"aten._{expected}_attention_forward", "forward"),
+        (f"aten._{expected}_attention_backward", "backward"),
+    ]
+    pairs = b * h * sum(range(keys - queries + 1, keys + 1))
+    assert t.flops == 3 * 2 * pairs * (d + head_v)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_suffix_attention_is_fused_when_it_runs_again(reentrant):
+    q, k, v = tensors((1, 2, 4, 8), (1, 2, 8, 8), (1, 2, 8, 4), BF16)
+    with tracer.trace() as t:
+        checkpoint(_suffix, q, k, v, use_reentrant=reentrant).sum().backward()
+    assert [name for name, _ in attention_ops(t)] == [
+        "aten._efficient_attention_forward",
+        "aten._efficient_attention_forward",
+        "aten._efficient_attention_backward",
+    ]
+
+
+def test_naive_suffix_attention_has_its_score_matrix():
+    q, k, v = tensors((2, 4, 3, 16), (2, 4, 9, 16), (2, 4, 9, 16), BF16)
+    with tracer.trace(attention="naive") as t:
+        _suffix(q, k, v)
+    assert attention_ops(t) == []
+    assert t.flops == 2 * (2 * 4 * 3 * 9) * 32
+
+
+def test_suffix_attention_is_the_end_of_causal_attention():
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 9, 8, dtype=torch.float64)
+    whole = context_parallel.causal_attention(q, k, v, 0.3)
+    torch.testing.assert_close(_suffix(q[:, :, 5:], k, v, 0.3), whole[:, :, 5:])
+    with tracer.trace():  # real tensors run what their device runs
+        torch.testing.assert_close(_suffix(q[:, :, 5:], k, v, 0.3), whole[:, :, 5:])
+
+
+def test_chunks_hold_every_token_once():
+    ids = torch.arange(2 * 24).view(2, 24)
+    groups = [context_parallel.Group("x", 3, rank) for rank in range(3)]
+    assert [context_parallel.own_tokens(ids, g)[0].tolist() for g in groups] == [
+        [0, 1, 2, 3, 20, 21, 22, 23], [4, 5, 6, 7, 16, 17, 18, 19], [8, 9, 10, 11, 12, 13, 14, 15],
+    ]  # fmt: skip
+    for group in groups:
+        own = context_parallel.own_tokens(ids, group)[0].tolist()
+        assert context_parallel.positions(8, group).tolist() == own

@@ -255,6 +255,27 @@ def test_a_composite_op_can_be_overridden_and_given_back():
     assert nn.functional.scaled_dot_product_attention(q, q, q).max() == 0
 
 
+def test_the_meta_backward_of_efficient_attention_is_repaired_and_given_back():
+    def run():
+        q, k, v = (
+            torch.zeros(1, n, 2, d, device="meta", requires_grad=True)
+            for n, d in ((3, 8), (5, 8), (5, 4))
+        )
+        out = torch.ops.aten._efficient_attention_forward(
+            q, k, v, None, None, None, None, None, 0.0, 2, True, scale=0.5
+        )[0]
+        out.sum().backward()
+        return [x.grad.shape for x in (q, k, v)]
+
+    library = compat.efficient_attention_backward_on_meta()
+    try:
+        assert run() == [(1, 3, 2, 8), (1, 5, 2, 8), (1, 5, 2, 4)]
+    finally:
+        library._destroy()
+    with pytest.raises(TypeError, match="scale"):  # once torch is right, ours can go
+        run()
+
+
 def test_writes_reads_the_schema():
     aten = torch.ops.aten
     assert compat.writes(aten.add_.Tensor)

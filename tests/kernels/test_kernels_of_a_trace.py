@@ -82,6 +82,23 @@ def test_causal_prefill():
     assert shape.values["share"] == 1
 
 
+def test_the_end_of_a_sequence_over_all_of_its_keys():
+    """128·384 + 128·129/2 of 128·512 pairs; the kernels behind it have tokens before heads."""
+    from tracer.models import context_parallel  # noqa: F401 - defines the op
+
+    def suffix(q, k, v):
+        return torch.ops.deepseek.suffix_attention(q, k, v, None)
+
+    q, k = empty(2, 8, 128, 192), empty(2, 8, 512, 192)
+    for size_v, family in ((128, "mla_prefill"), (192, "attention_prefill")):
+        shape = only(suffix, q, k, empty(2, 8, 512, size_v), attention="fused")
+        assert shape.family == family
+        found = [shape.values[n] for n in ("batch", "heads", "queries", "keys", "size", "size_v")]
+        assert found == [2, 8, 128, 512, 192, size_v]
+        share = (128 * 384 + 128 * 129 / 2) / (128 * 512)
+        assert shape.values["share"] == pytest.approx(share)
+
+
 def test_decode_streams_its_cache():
     q, k, v = empty(2, 8, 1, 128), empty(2, 8, 1024, 128), empty(2, 8, 1024, 128)
     shape = only(lambda: scaled_dot_product_attention(q, k, v), attention="fused")

@@ -47,15 +47,25 @@ CASES = {
     "selective": (V3, 2, 2, {"recompute": "selective"}),
     "zero3 selective": (V3, 1, 4, {"zero": 3, "recompute": "selective"}),
     "zero3 full": (V3, 1, 4, {"zero": 3, "recompute": "full"}),
+    "cp2": (V3, 1, 1, {"cp": 2}),
+    "cp4": (V3, 1, 1, {"cp": 4}),
+    "cp4 ep4 zero3": (V3, 1, 4, {"cp": 4, "zero": 3}),
+    "cp2 tp2 sp ep4 zero1": (V3, 2, 4, {"cp": 2, "sequence_parallel": True, "zero": 1}),
+    "cp2 lite": (V2_LITE, 1, 2, {"cp": 2}),
+    "cp2 latent": (V3, 1, 2, {"cp": 2, "recompute": "latent"}),
+    "cp2 selective": (V3, 2, 1, {"cp": 2, "recompute": "selective"}),
 }  # fmt: skip
 
 
-def groups(tp: int, ep: int) -> dict[str, Group]:
+def groups(tp: int, ep: int, cp: int = 1) -> dict[str, Group]:
     """The groups of this process; every process makes all groups, in one order."""
     world = list(range(WORLD))
     axes = {
         "tp": [world[i : i + tp] for i in range(0, WORLD, tp)],
         "ep": [world[i : i + ep] for i in range(0, WORLD, ep)],
+        "cp": [
+            world[j + i : j + tp * cp : tp] for j in range(0, WORLD, tp * cp) for i in range(tp)
+        ],
         "dp": [world[i::tp] for i in range(tp)],
         "edp": [world[i::ep] for i in range(ep)],
         "stage": [world],
@@ -68,6 +78,13 @@ def groups(tp: int, ep: int) -> dict[str, Group]:
                 size = len(ranks)
                 mine[axis] = Group(made.group_name, size, ranks.index(rank)) if size > 1 else ALONE
     return mine
+
+
+def chunks(cp: int, rank: int) -> list[int]:
+    """Positions of the two chunks of a sequence that a CP rank has: one from each end."""
+    c = SEQ // (2 * cp)
+    late = SEQ - (rank + 1) * c
+    return [*range(rank * c, (rank + 1) * c), *range(late, late + c)]
 
 
 def cut(path: str, whole: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -125,7 +142,9 @@ def training(config: dict, tp: int, ep: int, options: dict) -> None:
     """Two steps of SGD: logits, gradients, and logits behind the update."""
     sizes = Config.from_hf(config)
     whole = build(sizes, precision="fp32", training=True, device="cpu").init_weights(0)
-    layout = Layout(**groups(tp, ep), **options)
+    options = dict(options)
+    cp = options.pop("cp", 1)
+    layout = Layout(**groups(tp, ep, cp), **options)
     model = ParallelDeepSeek(
         sizes, Precision(torch.float32, training=True), layout, device="cpu"
     ).train()
@@ -134,8 +153,9 @@ def training(config: dict, tp: int, ep: int, options: dict) -> None:
             parameter.copy_(cut(path, whole.get_parameter(path), layout))
     model.shard_()
 
-    data = WORLD if layout.attention_dp else WORLD // tp
-    mine = dist.get_rank() if layout.attention_dp else dist.get_rank() // tp
+    cut_by = 1 if layout.attention_dp else tp * cp
+    data, mine = WORLD // cut_by, dist.get_rank() // cut_by
+    tokens = chunks(cp, dist.get_rank() // tp % cp)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(0, sizes.vocab_size, (2, data * BATCH, SEQ + 1), generator=generator)
     for step_ids in ids:
@@ -144,9 +164,10 @@ def training(config: dict, tp: int, ep: int, options: dict) -> None:
         loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten())
         loss.backward()
         rows = slice(mine * BATCH, (mine + 1) * BATCH)
-        logits = model(inputs[rows])
-        close("logits", model.whole_logits(logits.detach()), expected[rows].detach())
-        part = vocab_parallel_loss(logits, targets[rows], layout.attention, 1 / data)
+        logits = model(inputs[rows][:, tokens])
+        close("logits", model.whole_logits(logits.detach()), expected[rows][:, tokens].detach())
+        share = 1 / (data * cp)
+        part = vocab_parallel_loss(logits, targets[rows][:, tokens], layout.attention, share)
         part.backward()
         total = part.detach().clone()
         dist.all_reduce(total)
@@ -190,6 +211,28 @@ def serving(precision: str, tp: int, ep: int, redundant: int) -> None:
             # Quantised rows are the same wherever they are quantised; sums differ in order only.
             close("logits", got.float(), whole(part, caches[1]).float(),
                   1e-4 if dtype == torch.float32 else 2e-2)  # fmt: skip
+
+
+def context_prefill(precision: str) -> None:
+    """Every rank's own logits, and its own tokens in its cache."""
+    sizes = Config.from_hf(FP8 if precision == "fp8" else V3)
+    dtype = torch.bfloat16 if precision == "fp8" else torch.float32
+    whole = build(sizes, precision=precision, device="cpu").init_weights(0)
+    layout = Layout(**groups(1, 1, WORLD))
+    precise = Precision(dtype, fp8=precision == "fp8")
+    model = ParallelDeepSeek(sizes, precise, layout, device="cpu").eval()
+    model.load_state_dict(whole.state_dict())
+    model.model.fill_inv_freq()
+    ids = torch.randint(0, sizes.vocab_size, (2, SEQ), generator=torch.Generator().manual_seed(2))
+    mine = chunks(WORLD, dist.get_rank())
+    caches = [KVCache(sizes, 2, n, dtype=dtype, device="cpu") for n in (len(mine), SEQ)]
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    with torch.no_grad():
+        expected = whole(ids, caches[1])[:, mine].float()
+        close("logits", model(ids[:, mine], caches[0]).float(), expected, tolerance)
+    for layer, latent in caches[0].latents.items():
+        whole_latent = caches[1].latents[layer][:, mine]
+        close(f"cache of layer {layer}", latent.float(), whole_latent.float(), tolerance)
 
 
 def fp8_training() -> None:
@@ -256,6 +299,8 @@ OTHERS = {
     "serving ep4 redundant": lambda: serving("fp32", 1, 4, 8),
     "serving tp2 ep4": lambda: serving("fp32", 2, 4, 0),
     "serving fp8 ep4 redundant": lambda: serving("fp8", 1, 4, 4),
+    "prefill cp4": lambda: context_prefill("fp32"),
+    "prefill fp8 cp4": lambda: context_prefill("fp8"),
     "fp8 training": fp8_training,
     "pipeline": pipeline,
 }

@@ -102,6 +102,48 @@ def test_pipeline_hands_over_hidden_states():
     assert back == 2 * one  # gradient in from the next stage, out to the one before
 
 
+def test_context_parallel_gathers_latents():
+    """C + R of every token of a sequence a layer, summed over the ranks on the way back."""
+    every = LAYERS * 2 * T * (512 + 64) * 2
+    priced = ledger("cp4", "training", batch=2)
+    assert messages(priced, "cp") == {
+        "all_gather_into_tensor": every, "reduce_scatter_tensor": every,
+    }  # fmt: skip
+    assert priced.total("backward").messages["cp"] == every
+    assert messages(ledger("cp4 tp8 sp", "prefill", batch=2), "cp") == {
+        "all_gather_into_tensor": every
+    }
+
+
+@pytest.mark.parametrize(("recompute", "times"), [("latent", 1), ("selective", 1), ("full", 2)])
+def test_context_parallel_recomputation(recompute, times):
+    """Only whole layers that run again gather again."""
+    got = messages(ledger(f"cp4 recompute={recompute}", "training"), "cp")
+    once = LAYERS * T * (512 + 64) * 2
+    assert got == {"all_gather_into_tensor": times * once, "reduce_scatter_tensor": once}
+
+
+def test_context_parallel_ranks_send_on_what_they_hold():
+    """A stage hands over, and its experts exchange, the tokens of its ranks alone."""
+    work = Workload("training", 1, T, T, "none")
+    found = ledgers(v3(), work, Plan.parse("pp16 cp4 dp16 ep64"))
+    assert messages(found[0][0], "pp") == {"isend": T // 4 * D * 2, "irecv": T // 4 * D * 2}
+    rows = T // 4 * 8
+    got = messages(ledger("cp4 dp8 ep32", "prefill"), "ep")
+    assert got == {"all_to_all_single": MOE * (2 * rows * D * 2 + 256 * 4)}
+
+
+def test_gradients_are_summed_over_context_parallel_ranks():
+    """CP ranks see different tokens, so they reduce as so many more data-parallel ranks would."""
+    work = Workload("training", 1, T, T, "none")
+    size = weights(ledger("tp1", "prefill").trace)
+    for words in ("cp8 ep8", "cp4 dp2 ep8", "dp8 ep8"):
+        ((priced, _),) = ledgers(v3(), work, Plan.parse(words))
+        assert messages(priced, "dp") == {"all_reduce": size["other"]}
+        # Every expert is on one of eight ranks, and on no other.
+        assert messages(priced, "edp") == {}
+
+
 def weights(trace) -> dict[str, int]:
     """Bytes of trained parameters of the unsharded model: experts, and the rest."""
     expert = sum(p.nbytes for p in trace.parameters if ".experts." in p.name)

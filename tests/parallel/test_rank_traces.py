@@ -22,18 +22,20 @@ SIZES = Sizes.of(SMALL)
 
 
 def repeated_flops(config: Config, plan: Plan, tokens: int) -> int:
-    """Forward FLOPs that TP ranks do alike instead of dividing them, over all ranks.
+    """Forward FLOPs that TP and CP ranks do alike instead of dividing them, over all ranks.
 
-    Without sequence parallelism each of them compresses all tokens for attention; without EP each
-    of them runs the gate on all tokens.
+    Without sequence parallelism each TP rank compresses all tokens for attention; without EP each
+    of them runs the gate on all tokens. Each CP rank expands the latents of whole sequences.
     """
     dim, again = config.hidden_size, plan.tp - 1
+    wide = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    expanded = config.num_hidden_layers * config.kv_lora_rank * wide
     moe = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
     latents = 0
     if not (plan.attention_dp or plan.sequence_parallel):
         latents = config.num_hidden_layers * (config.q_lora_rank + config.latent_dim)
     gates = moe * config.n_routed_experts if plan.ep == 1 else 0
-    return 2 * tokens * dim * (latents + gates) * again
+    return 2 * tokens * (dim * (latents + gates) * again + expanded * (plan.cp - 1))
 
 
 def held(config: Config, plan: Plan, trace) -> int:
@@ -65,6 +67,7 @@ def legal_plans(draw):
         ep=draw(st.sampled_from((1, 2, 3, 4, 6, 8))),
         pp=draw(st.integers(1, 4)),
         dp=draw(st.integers(1, 4)),
+        cp=draw(st.sampled_from((1, 1, 2, 4))),
         sequence_parallel=draw(st.booleans()),
         attention_dp=draw(st.booleans()),
         zero=draw(st.integers(0, 3)),
@@ -72,7 +75,7 @@ def legal_plans(draw):
         recompute="none",
         redundant_experts=draw(st.sampled_from((0, 0, 12))),
     )
-    assume(not plan.illegal(SIZES))
+    assume(not plan.illegal(SIZES, seq=16))
     return plan
 
 
@@ -169,6 +172,8 @@ def test_a_plan_of_one_gpu_is_the_unsharded_trace(phase, dtype):
         ("pp16 ep64 dp128 zero=1", "training", 1, 4096),
         ("tp8 sp dp16 ep128 pp4", "training", 1, 4096),
         ("tp4 sp dp8 ep32 redundant=32", "prefill", 2, 2048),
+        ("cp4 tp2 sp dp8 ep64 pp4", "training", 1, 8192),
+        ("cp8 ep8", "prefill", 1, 32768),
         ("dp320 ep320 redundant=64", "decode", 128, 1),
         ("tp16", "decode", 16, 1),
     ],
@@ -181,6 +186,22 @@ def test_v3_sums_to_the_whole(words, phase, batch, seq):
     got = over_ranks(v3(), Workload(phase, batch, seq, 4096, "none"), plan)
     repeated = repeated_flops(v3().config, plan, every * seq)
     assert got.total_flops == expected.total_flops + repeated * (3 if phase == "training" else 1)
+
+
+def test_attention_of_a_context_parallel_rank():
+    """S 4096, 4 ranks, chunks of c = 512: (2·4 - 1)·c² + (c + 1)·c pairs, whatever the rank."""
+    plan, work = Plan(cp=4), Workload("prefill", 1, 4096)
+    pairs = 7 * 512**2 + 513 * 512
+    assert 4 * pairs == 4096 * 4097 // 2
+    flops, nbytes = set(), set()
+    for rank in range(4):
+        kernels = price(rank_trace(v3(), work, plan, rank=rank)).kernels
+        found = [k.cost for k in kernels if k.kind == "attention"]
+        flops.add(sum(cost.total_flops for cost in found))
+        nbytes.add(sum(cost.total_bytes for cost in found))
+    assert flops == {61 * 128 * pairs * 2 * (192 + 128)}
+    # Keys and values of r + 1 and of 2·4 - r chunks: 9 chunks on every rank.
+    assert len(nbytes) == 1
 
 
 def test_folded_ranks_cost_what_full_ones_do():
@@ -247,7 +268,9 @@ def test_impossible_plans_say_why():
         (Plan(tp=4, sequence_parallel=True), Workload("prefill", 1, 18), "18 tokens of a data"),
         (Plan(micro_batch=2), Workload("prefill", 1, 16), "micro_batch=2"),
         (Plan(pp=2), Workload("forward", 1, 16), "cannot run phase 'forward'"),
-        (Plan(cp=2), Workload("prefill", 1, 16), "cp=2: context parallelism is not traced yet"),
+        (Plan(cp=2), Workload("prefill", 1, 18), "18 tokens of a sequence .* 4 chunks of CP=2"),
+        (Plan(cp=2), Workload("decode", 1, 1, 64), "CP=2 cuts the tokens of a sequence, decode"),
+        (Plan(tp=4, cp=2, sequence_parallel=True), Workload("prefill", 1, 20), "10 tokens of a"),
     ],
 )  # fmt: skip
 def test_workloads_that_do_not_divide(plan, work, reason):

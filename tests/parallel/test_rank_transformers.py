@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from rank_programs import messages
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
-from transformers import GPT2Config, LlamaConfig
+from transformers import BloomConfig, GPT2Config, JambaConfig, LlamaConfig, MistralConfig
 
 from tracer.capture.huggingface import HuggingFaceProgram
 from tracer.capture.workload import Workload, record
@@ -18,17 +18,18 @@ from tracer.parallel import Plan, rank_trace
 LAYERS, D, F, V, T = 3, 64, 96, 128, 32
 LAYER = 4 * D * D + 3 * D * F + 2 * D  # with as many KV heads as heads
 PARAMETERS = LAYERS * LAYER + 2 * V * D + D
+SIZES = {
+    "hidden_size": D, "intermediate_size": F, "num_hidden_layers": LAYERS, "vocab_size": V,
+    "num_attention_heads": 8, "num_key_value_heads": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def llama():
     return HuggingFaceProgram(
         "llama",
-        LlamaConfig(
-            hidden_size=D, intermediate_size=F, num_hidden_layers=LAYERS, num_attention_heads=8,
-            num_key_value_heads=8, vocab_size=V,
-        ),
-    )  # fmt: skip
+        LlamaConfig(**SIZES),
+    )
 
 
 def ledger(program, words: str, phase: str, rank: int = 0):
@@ -81,6 +82,12 @@ def test_tp_beside_data_parallel_replicas(llama):
     assert groups["dp"] == {"size": 4, "start": 1, "stride": 2}
 
 
+def test_a_rank_does_not_depend_on_ranks_before_it(llama):
+    last, first, again = (ledger(llama, "tp2 dp4", "prefill", rank) for rank in (7, 0, 7))
+    assert messages(first, "tp") == messages(last, "tp") == messages(again, "tp")
+    assert set(first.total().messages) == {"tp"}
+
+
 def test_fully_shard(llama):
     """All parameters before the forward, the layers' again before the backward, gradients once.
 
@@ -99,11 +106,74 @@ def test_fully_shard(llama):
     assert state == pytest.approx(12 * PARAMETERS // 4, abs=8 * len(priced.trace.parameters))
 
 
+@pytest.mark.parametrize("attention", ["fused", "naive"])
+def test_context_parallel(llama, attention):
+    """Two chunks of two tokens a rank; keys and values, 2·D elements, gathered in every layer."""
+    whole = price(record(llama, Workload("prefill", 2, 16, 16), attention=attention)).total()
+    plan, work = Plan(cp=4, micro_batch=2), Workload("prefill", 2, 16, 16)
+    over_ranks = 0
+    for rank in range(4):
+        trace = rank_trace(llama, work, plan, rank=rank, attention=attention)
+        priced = price(trace, strict=True)
+        assert messages(priced, "cp") == {"all_gather_into_tensor": LAYERS * T * 2 * D * 2}
+        over_ranks += priced.total().total_flops
+        held = {s.nbytes for s in trace.storages if s.role == "kv"}
+        assert held == {T // 4 * D * 2}  # a rank caches its own tokens
+    # Naive attention computes all pairs of a query's chunk: 1 + ... + 8 of 64 pairs of chunks.
+    masked = 0 if attention == "fused" else (64 - 36) * 2 * 2 * 2
+    assert over_ranks == whole.total_flops - LAYERS * 2 * 2 * D * masked
+
+
+def test_context_and_tensor_parallel(llama):
+    """A TP rank gathers its own heads, and all-reduces its own tokens."""
+    priced = ledger(llama, "cp4 tp2", "prefill")
+    gathered = messages(priced, "cp")["all_gather_into_tensor"]
+    assert gathered == LAYERS * T * 2 * (D // 2) * 2
+    reduced = sum(v for k, v in messages(priced, "tp").items() if "reduce" in k)
+    assert reduced == (1 + 2 * LAYERS) * (T // 4) * D * 2
+    assert priced.trace.header["groups"]["cp"] == {"size": 4, "start": 0, "stride": 2}
+    whole = price(record(llama, Workload("prefill", 2, 16, 16))).total()
+    assert 8 * priced.total().total_flops == whole.total_flops
+
+
+@pytest.mark.parametrize("words", ["cp4 fsdp", "cp2 dp2 fsdp"])
+def test_context_parallel_training(llama, words):
+    """Gradients of keys and values come back; parameters are sharded over DP and CP ranks."""
+    priced = ledger(llama, words, "training")
+    keys = LAYERS * T * 2 * D * 2
+    assert messages(priced, "cp") == {
+        "all_gather_into_tensor": keys, "reduce_scatter_tensor": keys,
+    }  # fmt: skip
+    assert messages(priced, "dp")["_reduce_scatter_base_"] == 2 * PARAMETERS
+    assert 4 * sum(p.numel for p in priced.trace.parameters if not p.buffer) == PARAMETERS
+    whole = price(record(llama, Workload("training", 2, 16, 16))).total()
+    assert Plan.parse(words).cp * priced.total().total_flops == whole.total_flops
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MistralConfig(sliding_window=8, **SIZES), "layers with windows, recurrent states"),
+        (BloomConfig(hidden_size=64, n_layer=2, n_head=4, vocab_size=96), "takes no position_ids"),
+        (JambaConfig(**SIZES, num_experts=2, mamba_d_state=4, use_mamba_kernels=False), "cp=2: "),
+        (GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=96, n_positions=8), "for 8 tokens"),
+    ],
+)  # fmt: skip
+def test_models_whose_tokens_meet_elsewhere_are_refused(config, reason):
+    program = HuggingFaceProgram("other", config)
+    with pytest.raises(UserError, match=reason):
+        ledger(program, "cp2", "prefill")
+    assert not dist.is_initialized()
+
+
 @pytest.mark.parametrize(
     ("words", "phase", "reason"),
     [
         ("pp3", "prefill", "pp=3 is traced for the reference models only"),
-        ("cp2", "prefill", "cp=2 is traced for the reference models only"),
+        ("cp3", "prefill", "16 tokens of a sequence do not divide into the 6 chunks of CP=3"),
+        ("cp2", "decode", "CP=2 cuts the tokens of a sequence, decode has one"),
+        ("cp2", "training", "dp=1 cp=2 with zero=0: a transformers model trains with zero=3"),
+        ("cp2 tp2 fsdp", "training", "over dp=1 cp=2 goes with tp=1"),
         ("tp2 sp", "prefill", "sequence_parallel is traced for the reference models only"),
         ("recompute=full", "training", "recompute is traced for the reference models only"),
         ("dp2", "training", "trains with zero=3"),

@@ -66,9 +66,10 @@ def test_a_pipeline_of_1f1b_is_its_slowest_stage_again_and_again():
     assert found.pipeline.seconds >= 64 * max(both)
 
 
-def test_blocks_add_up_to_stages_that_are_traced_as_a_whole():
+@pytest.mark.parametrize("split", ["dp=4", "dp=2 cp=2"])
+def test_blocks_add_up_to_stages_that_are_traced_as_a_whole(split):
     # Two routes: layers one by one, and stages of two and three layers in one trace each.
-    plan = Plan.parse("pp=2 dp=4 ep=2 zero=1 micro_batches=4")
+    plan = Plan.parse(f"pp=2 {split} ep=2 zero=1 micro_batches=4")
     network = network_of(H100)
     work = Workload("training", 1, 256)
     structure = Structure(small(), work, plan, network, PLAIN)
@@ -93,6 +94,26 @@ def test_blocks_add_up_to_stages_that_are_traced_as_a_whole():
                 sum(whole.reduced.values()) / 2,
                 rel=0.01,  # BF16
             )
+
+
+def test_context_parallel_ranks_pay_for_latents():
+    # By hand: C + R = 128 + 16 elements of 2 B for each of 256 tokens, gathered in every layer and
+    # scattered on the way back; tokens, and pairs of tokens, are those of the whole sequence.
+    network, plan = network_of(H100), Plan(cp=4)
+    work = Workload("training", 1, 256)
+    passes = Structure(small(), work, plan, network, PLAIN).stage(0).passes
+    nbytes, group = 256 * (128 + 16) * 2, strided(4, 1, network.cluster)
+    gather, scatter = network.all_gather(nbytes, group), network.reduce_scatter(nbytes, group)
+    assert passes.messages("forward") == pytest.approx({"cp": 5 * float(gather.seconds)})
+    assert passes.messages("backward") == pytest.approx({"cp": 5 * float(scatter.seconds)})
+    whole = price(record(small(), work)).total()
+    again = 3 * 5 * 2 * 256 * 128 * 8 * (32 + 32)  # latents of all tokens expanded on every rank
+    assert 4 * passes.cost.total_flops == whole.total_flops + 3 * again
+
+
+def test_context_parallel_needs_two_chunks_a_rank():
+    with pytest.raises(UserError, match="100 tokens of a sequence do not divide into the 8 chunks"):
+        step("cp=4", seq=100)
 
 
 def test_weight_gradients_are_a_third_of_the_products():

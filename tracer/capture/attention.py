@@ -25,7 +25,7 @@ _FLASH_MAX_HEAD = 256  # head size limit of the flash kernels, elements
 
 _thread = threading.local()  # .modes: whether each open capture of this thread is fused
 _lock = threading.Lock()
-_installed: list[torch.library.Library] = []  # at most one, while any thread needs it
+_installed: list[torch.library.Library] = []  # while any thread needs them
 _users = 0
 
 
@@ -36,7 +36,11 @@ def fused_attention() -> Iterator[None]:
     with _lock:
         _users += 1
         if _users == 1:
-            _installed.append(compat.override_composite("scaled_dot_product_attention", sdpa))
+            _installed.extend((
+                compat.override_composite("scaled_dot_product_attention", sdpa),
+                compat.override_composite("suffix_attention", _reference_suffix, "deepseek"),
+                compat.efficient_attention_backward_on_meta(),
+            ))  # fmt: skip
     _modes().append(True)
     try:
         yield
@@ -45,7 +49,8 @@ def fused_attention() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                _installed.pop()._destroy()
+                while _installed:
+                    _installed.pop()._destroy()
 
 
 @contextlib.contextmanager
@@ -110,6 +115,42 @@ def windowed_attention(
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
     )
+
+
+def _reference_suffix(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """The reference models' `deepseek::suffix_attention`, as one fused op where it may be."""
+    if fused_attention_active() and _is_shape_only(query):
+        return suffix_attention(query, key, value, scale)
+    op = torch.ops.deepseek.suffix_attention.default
+    unfused: Tensor = compat.decompose(op, (query, key, value, scale), {})
+    return unfused
+
+
+def suffix_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout_p: float = 0.0
+) -> Tensor:
+    """Causal attention of [B, H, S, D] over [B, Hk, L, D], L >= S: the last query is the last key.
+
+    By torch's kernels for `causal_lower_right`: flash's, or the memory-efficient one where
+    values have another size, in FP32, or above flash's limit; only flash shares key heads.
+    """
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    size = query.shape[-1]
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    out: Tensor
+    if half and size == value.shape[-1] and size <= _FLASH_MAX_HEAD:
+        out = torch.ops.aten._flash_attention_forward(
+            q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, True, False, scale=scale
+        )[0]
+        return out.transpose(1, 2)
+    if q.shape[2] != k.shape[2]:
+        k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
+    need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    lower_right = 2  # custom_mask_type
+    out = torch.ops.aten._efficient_attention_forward(
+        q, k, v, None, None, None, None, None, dropout_p, lower_right, need_grad, scale=scale
+    )[0]
+    return out.transpose(1, 2)
 
 
 def sdpa(

@@ -26,6 +26,7 @@ __all__ = [
     "current_graph_task_id",
     "decompose",
     "depends_on_data",
+    "efficient_attention_backward_on_meta",
     "fake_mode",
     "fake_of",
     "fake_store",
@@ -82,15 +83,31 @@ def decompose(func: Any, args: Any, kwargs: Any) -> Any:
     return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
-def override_composite(name: str, function: Any) -> torch.library.Library:
-    """Give the composite op `aten::name` the kernel `function` for dense tensors with autograd.
+def override_composite(name: str, function: Any, namespace: str = "aten") -> torch.library.Library:
+    """Give a composite op the kernel `function` for dense tensors with autograd.
 
     Torch refuses meta kernels for composite ops, but not autograd ones, and those come first (but
     for inference_mode, which skips them). `_destroy()` of the result takes the kernels off again.
     """
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library(namespace, "IMPL")
     for key in ("AutogradMeta", "AutogradCPU", "AutogradCUDA"):
         library.impl(name, function, key)
+    return library
+
+
+def efficient_attention_backward_on_meta() -> torch.library.Library:
+    """Repair the meta kernel of `aten::_efficient_attention_backward` until `_destroy()`.
+
+    Torch's own knows neither `out` nor `window_size`, which the op has, and fails.
+    """
+
+    def backward(
+        grad_out: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any
+    ) -> tuple[torch.Tensor, ...]:
+        return (*(torch.empty_like(x) for x in (query, key, value)), query.new_empty(()))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_efficient_attention_backward", backward, "Meta", allow_override=True)
     return library
 
 
@@ -112,7 +129,11 @@ def local_gradient(parameter: Any) -> torch.Tensor | None:
 
 @contextlib.contextmanager
 def silent_propagation() -> Iterator[None]:
-    """Sharding propagation of DTensors, which runs ops on global shapes, meets no dispatch mode."""
+    """Sharding propagation of DTensors, which runs ops on global shapes, meets no dispatch mode.
+
+    What it keeps is forgotten behind it: meshes of different ranks are equal, their groups are not.
+    """
+    from torch.distributed.tensor import debug
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     own = ShardingPropagator._propagate_tensor_meta_non_cached
@@ -126,6 +147,7 @@ def silent_propagation() -> Iterator[None]:
         yield
     finally:
         ShardingPropagator._propagate_tensor_meta_non_cached = own  # type: ignore[method-assign]
+        debug._clear_sharding_prop_cache()
 
 
 def writes(func: Any) -> bool:

@@ -40,8 +40,9 @@ def record_rank(
     Args:
         program: the model.
         workload: `batch` is that of one data rank, the plan's `micro_batch`.
-        plan: legal for the model (`Plan.illegal`).
-        rank: whose program. Ranks differ in slices and peers, not in sizes.
+        plan: legal for the model and the workload (`Plan.illegal`).
+        rank: whose program. Ranks differ in slices and peers, not in sizes; CP ranks also in how
+            many keys either of their chunks sees, but not in the sum.
         stage: one of those that the rank's place in the pipeline has; by default its first.
         attention: as in `workload.record`.
         fold: as there.
@@ -93,11 +94,7 @@ def _check(program: ReferenceProgram, workload: Workload, plan: ShardingPlan) ->
             f"batch {workload.batch}: a data rank of this plan runs micro_batch={plan.micro_batch} "
             "sequences at once"
         )
-    if plan.cp > 1:
-        raise UserError(
-            f"cp={plan.cp}: context parallelism is not traced yet; use tp, dp, pp or ep"
-        )
-    tokens = workload.tokens
+    tokens = workload.tokens // plan.cp
     cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
     if cuts and tokens % plan.tp:
         raise UserError(f"{tokens} tokens of a data rank do not divide by TP={plan.tp}")
@@ -124,7 +121,7 @@ class _Rank:
         precision = Precision(DTYPES[program.dtype], fp8=fp8, training=self.trained)
         self.dtype = precision.dtype
         layout = Layout(
-            **{axis: group for axis, group in groups.items() if axis not in ("pp", "cp")},
+            **{axis: group for axis, group in groups.items() if axis != "pp"},
             sequence_parallel=plan.sequence_parallel,
             attention_dp=plan.attention_dp,
             redundant_experts=plan.redundant_experts,
@@ -146,7 +143,7 @@ class _Rank:
     @property
     def seq(self) -> int:
         """New tokens of a sequence that this rank sees."""
-        return 1 if self.work.phase == DECODE else self.work.seq
+        return 1 if self.work.phase == DECODE else self.work.seq // self.plan.cp
 
     def input(self) -> Tensor:
         """Token ids of the first stage; of any other a buffer for the stage before to fill."""
@@ -176,7 +173,7 @@ class _Rank:
         from tracer.models import KVCache
 
         decode = self.work.phase == DECODE
-        capacity = self.work.context if decode else self.work.seq
+        capacity = self.work.context if decode else self.seq
         cache = KVCache(
             self.config, self.work.batch, capacity, device=META,
             length=capacity - 1 if decode else 0, layers=range(self.layers),
@@ -197,7 +194,7 @@ class _Rank:
         model, layers = self.model, self.layers if fold else 0
         x = self.input()
         targets = torch.zeros(self.work.batch, self.seq, dtype=torch.long, device=META)
-        share = 1 / (self.plan.data_ranks * self.plan.micro_batches)
+        share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
         with Capture(model, attention=attention, fold=layers) as capture:
             out = self.forward(x)
             if self.last:

@@ -202,9 +202,10 @@ def _operands(op: Op) -> list[TensorRef] | None:
 
 
 def _heads_first(ref: TensorRef, name: str) -> tuple[int, ...]:
-    """[B, H, S, D]; `_flash_attention_*` have [B, S, H, D]."""
+    """[B, H, S, D]; `_flash_attention_*` and `_efficient_attention_*` have [B, S, H, D]."""
     b, x, y, d = ref.shape
-    return (b, y, x, d) if name.startswith("_flash_attention") else (b, x, y, d)
+    tokens_first = name.startswith(("_flash_attention", "_efficient_attention"))
+    return (b, y, x, d) if tokens_first else (b, x, y, d)
 
 
 # Reductions that torch runs as one hand-written kernel at the memory's speed.

@@ -38,7 +38,8 @@ class Plan:
             1 every expert is cut by its width instead.
         pp: pipeline stages, each with layers of its own.
         dp: replicas that see different sequences.
-        cp: ranks that share the tokens of one sequence.
+        cp: ranks that share the tokens of one sequence, in training and prefill: each has two of
+            2·cp chunks, one from each end, so that all see equally many (query, key) pairs.
         sequence_parallel: between the parts that `tp` cuts, each rank has 1/tp of the tokens.
         attention_dp: the `tp` ranks hold attention whole and have sequences of their own; only
             dense feed-forwards (and, with `ep` 1, experts) are cut.
@@ -128,7 +129,7 @@ class Plan:
 
         "tp", "cp", "ep" and "pp" are what they say. Gradients are summed over "dp" (ranks with the
         same slices of attention and feed-forwards), "edp" (with the same experts) or "stage" (all
-        ranks of the stage).
+        ranks of the stage). All three hold CP ranks too: they see different tokens.
 
         Raises:
             UserError: there is no such rank.
@@ -151,9 +152,14 @@ class Plan:
 
     # -- what does not work -----------------------------------------------------------------------
 
-    def illegal(self, sizes: Sizes, *, training: bool = False) -> list[str]:
-        """Why this plan cannot run a model of these sizes; empty if it can. A line each."""
-        found = []
+    def illegal(
+        self, sizes: Sizes, *, training: bool = False, seq: int | None = None
+    ) -> list[str]:  # fmt: skip
+        """Why this plan cannot run a model of these sizes; empty if it can. A line each.
+
+        `seq` is new tokens of a sequence, 1 in decode; None leaves it open.
+        """
+        found = [] if seq is None else self.illegal_chunks(seq)
 
         def divides(what: str, number: int, name: str, by: int) -> None:
             if number % by:
@@ -193,6 +199,22 @@ class Plan:
         if self.sequence_parallel and self.tp == 1:
             found.append("sequence_parallel divides tokens by TP, which is 1")
         return found
+
+    def illegal_chunks(self, seq: int) -> list[str]:
+        """Why CP ranks cannot have two chunks of every sequence of so many new tokens."""
+        cp = self.cp
+        if cp == 1:
+            return []
+        if seq == 1:
+            return [
+                f"CP={cp} cuts the tokens of a sequence, decode has one at a time: use TP or DP"
+            ]
+        if seq % (2 * cp):
+            return [
+                f"{seq} tokens of a sequence do not divide into the {2 * cp} chunks of CP={cp}, "
+                "two a rank"
+            ]
+        return []
 
     def _illegal_experts(self, sizes: Sizes, training: bool) -> list[str]:
         ep, redundant = self.ep, self.redundant_experts

@@ -36,7 +36,9 @@ def check(program: ReferenceProgram | HuggingFaceProgram, workload: Workload, pl
     Raises:
         UserError: with all reasons in one line.
     """
-    reasons = plan.illegal(sizes_of(program), training=workload.phase == "training")
+    seq = 1 if workload.phase == "decode" else workload.seq
+    training = workload.phase == "training"
+    reasons = plan.illegal(sizes_of(program), training=training, seq=seq)
     if reasons:
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
 

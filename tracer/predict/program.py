@@ -71,10 +71,8 @@ class ReferenceStages:
 
     def illegal(self, plan: Plan) -> list[str]:
         s = self.structure
-        found = plan.illegal(s.sizes, training=s.workload.phase == "training")
-        tokens = s.workload.tokens
-        if s.workload.phase != "decode" and s.workload.seq % plan.cp:
-            found.append(f"{s.workload.seq} tokens of a sequence do not divide by CP={plan.cp}")
+        training, tokens = s.workload.phase == "training", s.workload.tokens
+        found = plan.illegal(s.sizes, training=training, seq=tokens // s.workload.batch)
         cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
         if cuts and (tokens // plan.cp) % plan.tp:
             found.append(f"{tokens // plan.cp} tokens of a data rank do not divide by TP={plan.tp}")
@@ -125,9 +123,8 @@ class WholeStages:
         if plan.tp > 1 and config is not None:
             sizes = Sizes.of(config.to_dict())
             found += replace(plan, pp=1, ep=1).illegal(replace(sizes, tied=False))
-        if self.work.seq % plan.cp:
-            found.append(f"{self.work.seq} tokens of a sequence do not divide by CP={plan.cp}")
-        return found
+        seq = self.work.tokens // self.work.batch
+        return found + plan.illegal_chunks(seq)
 
     def blocks(self) -> list[Block]:
         plan = self.plan

@@ -118,7 +118,7 @@ def search(
             continue
         chunks = 2 if split.schedule in ("interleaved_1f1b", "zbv", "dualpipev") else 1
         plan = replace(split, micro_batches=global_batch // each, chunks=chunks)
-        reasons = plan.illegal(sizes, training=True)
+        reasons = plan.illegal(sizes, training=True, seq=seq)
         if reasons:
             dropped.append(Dropped(plan, "cannot cut the model", "; ".join(reasons)))
             continue

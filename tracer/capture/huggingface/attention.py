@@ -15,6 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .. import compat
 from ..attention import fused_attention_active
+from .context import attention_across, group_in_force
 from .masks import CAUSAL, FULL, Pattern, pattern_of
 
 _SPARSE = ("indices", "block_indices")  # arguments of kernels that compute chosen pairs only
@@ -44,6 +45,9 @@ def tracer_attention(
         pattern = CAUSAL if causal and queries > 1 else FULL
         if pattern is CAUSAL and isinstance(sliding_window, int) and sliding_window < keys:
             pattern = Pattern(sliding_window - 1, 0)
+    if group_in_force() is not None:
+        plain = pattern is CAUSAL and position_bias is None and not dropout
+        return attention_across(query, key, value, scaling, plain=plain), None
     if pattern is None:
         mask = attention_mask[..., :keys]
         if position_bias is not None:

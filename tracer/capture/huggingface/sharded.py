@@ -4,8 +4,10 @@ TP: the model's `base_model_tp_plan`, applied by transformers itself: parameters
 and what reaches the record are their local ops and collectives. Sharding propagation runs every op
 a second time on fake tensors of the global shape; that is no part of the program and stays out.
 
-FSDP (`zero=3`): torch's `fully_shard` over each decoder layer and the rest. It refuses meta
-tensors, so such a step is traced with fake ones.
+CP: two chunks of every sequence a rank, see `context`.
+
+FSDP (`zero=3`): torch's `fully_shard` over each decoder layer and the rest, among DP and CP ranks.
+It refuses meta tensors, so such a step is traced with fake ones.
 
 Every layer is traced: the hooks that do this are each layer's own, so none stands for another.
 """
@@ -13,6 +15,7 @@ Every layer is traced: the hooks that do this are each layer's own, so none stan
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +27,9 @@ from ..groups import ShardingPlan, fake_world, name_groups_by_axis
 from ..program import TRAINING
 from ..records import Trace
 from ..workload import Workload, record
+from .classes import forward_parameters
 from .config import quiet
+from .context import POSITIONS, attention_calls, refuse, spread_over
 from .program import HuggingFaceProgram
 
 
@@ -37,7 +42,8 @@ def record_rank(
     Args:
         program: the model; a copy of it is cut.
         workload: `batch` is that of one data rank, the plan's `micro_batch`.
-        plan: `tp` and `dp`, the latter in training with `zero` 3.
+        plan: `tp`, `cp` and `dp`, the latter two in training with `zero` 3; legal for the workload
+            (`Plan.illegal`).
         rank: whose program.
         attention: as in `workload.record`.
 
@@ -46,33 +52,37 @@ def record_rank(
             of its own, or a process group is in force already.
     """
     fully = _check(program, workload, plan)
+    given = (*program._given, POSITIONS) if plan.cp > 1 else program._given
     twin = HuggingFaceProgram(
-        program.name, copy.deepcopy(program.config), program.dtype, program._remote_code,
-        program._given,
-    )  # fmt: skip
+        program.name, copy.deepcopy(program.config), program.dtype, program._remote_code, given
+    )
     from torch.distributed.device_mesh import init_device_mesh
 
+    replicas = plan.dp * plan.cp
     with fake_world(plan.world, rank), compat.silent_propagation():
-        mesh = init_device_mesh("cpu", (plan.dp, plan.tp), mesh_dim_names=("dp", "tp"))
+        mesh = init_device_mesh("cpu", (replicas, plan.tp), mesh_dim_names=("dp", "tp"))
         twin.grounds = (FAKE,) if fully else (META,)
         if plan.tp > 1:
             _cut(twin, workload.phase, mesh["tp"])
         if fully:
             _shard_fully(twin, workload.phase, mesh["dp"])
-        trace = record(twin, workload, attention=attention, fold=False)
+        if plan.cp > 1:
+            trace = _record_chunks(twin, workload, plan, rank, attention)
+        else:
+            trace = record(twin, workload, attention=attention, fold=False)
     # A mesh of one dimension uses the group of all ranks.
-    name_groups_by_axis(trace, "tp" if plan.dp == 1 else "dp" if plan.tp == 1 else "world")
+    name_groups_by_axis(trace, "tp" if replicas == 1 else "dp" if plan.tp == 1 else "world")
     trace.header |= {"plan": str(plan), "rank": rank, "stage": 0, "layers": [0, program.layers]}
     return trace
 
 
 def _check(program: HuggingFaceProgram, workload: Workload, plan: ShardingPlan) -> bool:
     """Whether the plan shards fully; refuses what cannot be traced."""
-    for name in ("ep", "pp", "cp"):
+    for name in ("ep", "pp"):
         if getattr(plan, name) > 1:
             raise UserError(
                 f"{program.name}: {name}={getattr(plan, name)} is traced for the reference models "
-                "only; a transformers model takes tp and dp"
+                "only; a transformers model takes tp, cp and dp"
             )
     for name in ("sequence_parallel", "attention_dp"):
         if getattr(plan, name):
@@ -85,15 +95,39 @@ def _check(program: HuggingFaceProgram, workload: Workload, plan: ShardingPlan) 
             "sequences at once"
         )
     trained = workload.phase == TRAINING
-    if trained and plan.dp > 1 and plan.zero != 3:
+    fully = trained and plan.dp * plan.cp > 1
+    over = f"dp={plan.dp}" if plan.cp == 1 else f"dp={plan.dp} cp={plan.cp}"
+    if fully and plan.zero != 3:
         raise UserError(
-            f"{program.name}: dp={plan.dp} with zero={plan.zero}: a transformers model trains with "
-            "zero=3 (fully_shard) or dp=1"
+            f"{program.name}: {over} with zero={plan.zero}: a transformers model trains with "
+            "zero=3 (fully_shard) or alone"
         )
-    fully = trained and plan.dp > 1
     if fully and plan.tp > 1:
-        raise UserError(f"{program.name}: fully_shard over dp={plan.dp} goes with tp=1")
+        raise UserError(f"{program.name}: fully_shard over {over} goes with tp=1")
+    if plan.cp > 1:
+        parameters = forward_parameters(program.module(workload.phase, META))
+        refuse(program, parameters, workload.seq, plan.cp)
     return fully
+
+
+def _record_chunks(
+    program: HuggingFaceProgram, workload: Workload, plan: ShardingPlan, rank: int, attention: str
+) -> Trace:
+    """The trace of two chunks of every sequence, their keys and values gathered."""
+    from tracer.models.collectives import Group
+
+    ranks = plan.groups(rank)["cp"]
+    made = torch.distributed.new_group(list(ranks), group_desc="cp")
+    own = replace(workload, seq=workload.seq // plan.cp)
+    with spread_over(Group(made.group_name, plan.cp, ranks.index(rank))):
+        trace = record(program, own, attention=attention, fold=False)
+        if attention_calls() < program.layers:
+            raise UserError(
+                f"{program.name}: cp={plan.cp}: {attention_calls()} of its {program.layers} layers "
+                "ask transformers for attention; those with one of their own are not traced"
+            )
+    trace.header["seq"] = workload.seq
+    return trace
 
 
 def _cut(program: HuggingFaceProgram, phase: str, mesh: Any) -> None:
