@@ -10,6 +10,7 @@ from ..cost.dataflow import Dataflow
 from ..cost.work import ATTENTION, GROUPED_GEMM
 from ..predict import Step
 from .categories import EXPERTS, ORDER, Categories
+from .records import RIDGE
 from .summary import Study
 
 MEMORY_KINDS = ("weights", "kv", "gradients", "optimizer", "activations")
@@ -221,6 +222,6 @@ def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int]:
     for sweep in study.sweeps or ():
         if sweep.phase == phase and sweep.chip == step.chip.id:
             for crossing in sweep.crossings:
-                if crossing.execution == step.ledger.execution:
+                if (crossing.execution, crossing.what) == (step.ledger.execution, RIDGE):
                     return crossing.value, crossing.searched_to
     return None, 0

@@ -27,11 +27,14 @@ class SweepPoint(NamedTuple):
     network: float = 0.0  # s of collectives that nothing hides
 
 
+RIDGE = "FLOP/B reaches the ridge"  # the crossing that conclusions are drawn from
+
+
 class Crossing(NamedTuple):
     """Where `what` happens on a sweep's axis; `value` is None if not up to `searched_to`."""
 
     execution: str
-    what: str  # such as "FLOP/B reaches the ridge"
+    what: str  # such as RIDGE
     value: float | None
     searched_to: int
     note: str = ""  # such as "its cache alone needs 14 chips"

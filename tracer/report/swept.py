@@ -17,7 +17,7 @@ from ..predict import Step
 from ..study.closed import EP, Closed
 from ..study.crossovers import compute_bound_batch, crossover, first_crossing, sums
 from ..study.exploration import compute_bound_exploration
-from .records import Crossing, DecodeLimit, Sweep, SweepPoint
+from .records import RIDGE, Crossing, DecodeLimit, Sweep, SweepPoint
 from .text import size
 
 AXES = {"batch": "B", "seq": "S", "context": "L"}
@@ -119,16 +119,20 @@ def regimes_of(a: Answer) -> list[str]:
 
 def _crossings(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:
     """Where the sums reach the ridge, where memory ends, where the step waits for another thing."""
-    most = values[-1]
+    most, low = values[-1], _lowest(f, name, values[0])
     at = {k: v for k, v in f.point.items() if k != name}
     total = sums(f.closed, f.model, at)
     sides = ("FLOPs at the peak, s", "bytes, s")
     if name == "B":
         ridge = compute_bound_batch(f.closed, f.model, at)
     else:
-        ridge = crossover("", name, total["compute"], total["memory"], sides, values[0])
-    note = "; ".join(ridge.notes) if ridge.value is not None else ridge.proof
-    found = [Crossing(f.execution, "FLOP/B reaches the ridge", ridge.value, most, note)]
+        ridge = crossover("", name, total["compute"], total["memory"], sides, low)
+    if ridge.value == low:
+        found = [Crossing(f.execution, "FLOP/B is beyond the ridge", None, most,
+                          f"from the least size on, {name} = {low:,}")]  # fmt: skip
+    else:
+        note = "; ".join(ridge.notes) if ridge.value is not None else ridge.proof
+        found = [Crossing(f.execution, RIDGE, ridge.value, most, note)]
     capacity = f.model.defaults["capacity"]
     full = first_crossing(total["held"], capacity + 1, name, values[0], most)
     if full is not None and full > values[0]:
@@ -139,6 +143,12 @@ def _crossings(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:
         found.append(Crossing(f.execution, "no longer fits in one chip", None, most,
                               f"at no value: {name} = {values[0]:,} holds {held}"))  # fmt: skip
     return found + _changes(f, name, values)
+
+
+def _lowest(f: Formulas, name: str, known: int) -> int:
+    """The least value for which the formulas hold; `known` is one."""
+    low = f.closed.scope.symbols[name].low
+    return next(v for v in range(low, known + 1) if covered(f, {**f.point, name: v}))
 
 
 def _changes(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:

@@ -35,7 +35,7 @@ def _section(study: Study, sweep: Sweep) -> Section | None:
             "elsewhere."
         ),
         table_of(f"crossings_{slug}", "Where something changes.", (
-            Column("exec", "exec"), Column("what", "what"), Column("value", f"at {name}", "number"),
+            Column("exec", "exec"), Column("what", "what"), Column("value", f"at {name}", "size"),
             Column("searched", "searched up to", "size"), Column("note", "note"),
         ), [_crossing(c) for c in sweep.crossings]),
         table_of(f"sweep_{slug}", f"Each row is one step at that {name}.", (
