@@ -37,8 +37,9 @@ def envelope(phase: str, f: Formulas, timing: Timing) -> tuple[list[PlanRow], li
         if size > 1 and closed.network is not None:
             within = size <= (f.model.chip.link_domain or 1)
             where = "in one scale-up domain" if within else "across domains"
+            group = f"{size} {f.model.chip.id} {where}"
             messages.append(Message(
-                phase, name, "all_to_all", f"{size} {f.model.chip.id} {where}", int(closed.network.exchanges),
+                phase, name, "all_to_all", group, int(closed.network.exchanges),
                 float(value_at(closed.network.moved, point)),
                 float(value_at(network_seconds(closed, model, point), point)), 0.0,
             ))  # fmt: skip
