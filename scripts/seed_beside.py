@@ -28,10 +28,11 @@ import seed_report_rules as rules
 import seed_report_studies as studies
 from seed_tables import TABLES
 
+from tracer.full_report import studied
 from tracer.report.blocks import Table, placed
 from tracer.report.sections import build
 from tracer.report.text import seconds, si, size
-from tracer.run import answer, parser, studied
+from tracer.run import answer, parser
 
 PAGE = ROOT / "docs" / "seed_tables.md"
 COMMAND = ("--hf-config", "deepseek-ai/DeepSeek-V3", "--dtype", "fp8", "--batch", "8", "--seq",

@@ -8,7 +8,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
@@ -17,8 +16,6 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .capture.program import Program
-    from .report.records import Side, WeightRow
-    from .report.studied import Studied
     from .report.summary import Study
 
 PHASES = ("training", "prefill", "decode", "forward")
@@ -122,7 +119,12 @@ def _run(options: argparse.Namespace, command: str) -> None:
 
     _check_model(options)
     out = files.check_folder(options.out) if options.out is not None else None
-    study = answer(options, command) if out is None else _whole_answer(options, command)
+    if out is None:
+        study = answer(options, command)
+    else:
+        from .full_report import whole_answer
+
+        study = whole_answer(options, command)
     print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
     if out is not None:
         for line in files.summary(files.write(study, out), out):
@@ -164,9 +166,9 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     fold = not options.full
     with _progress() as say:
         say(f"building {options.hf_config or options.module or options.exported}")
-        program = _program(options)
-        phases = _available(program, asked)
-        seq, context = _lengths(options, program)
+        program = program_of(options)
+        phases = available(program, asked)
+        seq, context = lengths(options, program)
         say("counting parameters")
         first = next((p for p in ("prefill", "forward") if p in program.phases), program.phases[0])
         small = Workload(first, 1, min(program.shortest, seq), context, "none")
@@ -197,94 +199,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
     )  # fmt: skip
 
 
-def _whole_answer(options: argparse.Namespace, command: str) -> Study:
-    """`answer`, and beside it, in a process of its own, what a report takes from formulas.
-
-    A model that cannot be traced with symbols has a report without those sections.
-    """
-    from dataclasses import replace
-
-    from .beside import beside
-
-    check(options)
-    known = _earlier(options.compare)
-    weights = _weights(options.checkpoint)
-    with beside(studied, options) as other:
-        study = answer(options, command)
-        if options.compare is not None:
-            study = replace(study, compared=known or _other_side(options))
-        study = replace(study, weights=weights)
-        try:
-            found = other()._asdict()
-        except Exception as error:  # whatever it is, the report does without
-            found = {"remarks": (f"no formulas in symbols: {' '.join(str(error).split())}",)}
-    remarks = found.pop("remarks")
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
-    return replace(study, **found, remarks=(*study.remarks, *remarks))
-
-
-def _earlier(other: str | None) -> Side | None:
-    """What `--compare` names, if it is the report.json (or the folder) of an earlier run."""
-    from .report.sides import side_from
-
-    if other is None:
-        return None
-    path = Path(other)
-    path = path / "report.json" if (path / "report.json").is_file() else path
-    if path.name.endswith(".json") and path.name != "config.json":
-        return side_from(path)
-    return None
-
-
-def _other_side(options: argparse.Namespace) -> Side:
-    """This model on another chip, or another model on this one, at the same sizes."""
-    from .report.sides import side_of
-
-    changed = argparse.Namespace(**vars(options))
-    if options.compare in chip_ids():
-        changed.chip = [options.compare]
-    else:
-        changed.hf_config, changed.module, changed.exported = options.compare, None, None
-        changed.input = []
-    return side_of(answer(changed, ""))
-
-
-def _weights(folder: str | None) -> tuple[WeightRow, ...] | None:
-    """Statistics of a checkpoint by name pattern, its weights read once."""
-    if folder is None:
-        return None
-    from tracer.models.shards import CheckpointError, open_checkpoint
-    from tracer.models.weight_rows import grouped
-    from tracer.models.weight_stats import weight_stats
-
-    from .report.records import WeightRow
-
-    try:
-        rows = grouped(list(weight_stats(open_checkpoint(folder))))
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
-    return tuple(WeightRow(*row.as_dict().values()) for row in rows)
-
-
-def studied(options: argparse.Namespace) -> Studied:
-    """Formulas, sweeps, sensitivity and limits for the report that `options` ask for."""
-    from .cost import Conventions
-    from .machine import Timing
-    from .report.studied import Asked, study
-
-    chips, asked, executions = check(options)
-    conventions, timing = assumptions(options.assume, Conventions, Timing)
-    program = _program(options)
-    seq, context = _lengths(options, program)
-    phases = tuple(_available(program, asked))
-    # A trace with symbols costs several of one with numbers: the efficient one has to do.
-    execution = "efficient" if "efficient" in executions else "naive"
-    return study(program, Asked(options.batch, seq, context, phases, (execution,), chips, timing,
-                                conventions))  # fmt: skip
-
-
-def _lengths(options: argparse.Namespace, program: Program) -> tuple[int, int]:
+def lengths(options: argparse.Namespace, program: Program) -> tuple[int, int]:
     """Tokens of a sequence, and keys that a decoded token attends."""
     longest = min(TOKENS, program.longest or TOKENS)
     return options.seq or longest, options.context or options.seq or longest
@@ -319,7 +234,7 @@ def _check_model(options: argparse.Namespace) -> None:
         raise UserError("--input: an exported program has the inputs that it was exported with")
 
 
-def _program(options: argparse.Namespace) -> Program:
+def program_of(options: argparse.Namespace) -> Program:
     """What `--hf-config`, `--module` or `--exported` names."""
     from .capture.inputspec import parse_input
     from .capture.program import load_program
@@ -342,7 +257,7 @@ def _program(options: argparse.Namespace) -> Program:
     )
 
 
-def _available(program: Program, asked: list[str] | None) -> list[str]:
+def available(program: Program, asked: list[str] | None) -> list[str]:
     """The phases to run: those asked for, all of which must exist, or all that there are."""
     for phase in asked or ():
         if phase not in program.phases:

@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tracer.full_report import studied
 from tracer.report.blocks import Section
 from tracer.report.sections import build
 from tracer.report.studied import Studied
 from tracer.report.summary import Study
-from tracer.run import answer, parser, studied
+from tracer.run import answer, parser
 
 SIZES = ("--batch", "2", "--seq", "32", "--context", "48")
 

@@ -1,0 +1,103 @@
+"""What `--out` adds to the answer: formulas, another side to compare, a checkpoint's weights.
+
+Formulas are traced in a process of their own, while this one traces at numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracer.hardware import chip_ids
+
+from .beside import beside
+from .errors import UserError
+from .report.sides import side_from, side_of
+from .run import answer, assumptions, available, check, lengths, program_of
+
+if TYPE_CHECKING:
+    from .report.records import Side, WeightRow
+    from .report.studied import Studied
+    from .report.summary import Study
+
+
+def whole_answer(options: argparse.Namespace, command: str) -> Study:
+    """`answer`, and beside it, in a process of its own, what a report takes from formulas.
+
+    A model that cannot be traced with symbols has a report without those sections.
+    """
+    check(options)
+    known = _earlier(options.compare)
+    weights = _weights(options.checkpoint)
+    with beside(studied, options) as other:
+        study = answer(options, command)
+        if options.compare is not None:
+            study = replace(study, compared=known or _other_side(options))
+        study = replace(study, weights=weights)
+        try:
+            found = other()._asdict()
+        except Exception as error:  # whatever it is, the report does without
+            found = {"remarks": (f"no formulas in symbols: {' '.join(str(error).split())}",)}
+    remarks = found.pop("remarks")
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return replace(study, **found, remarks=(*study.remarks, *remarks))
+
+
+def _earlier(other: str | None) -> Side | None:
+    """What `--compare` names, if it is the report.json (or the folder) of an earlier run."""
+    if other is None:
+        return None
+    path = Path(other)
+    path = path / "report.json" if (path / "report.json").is_file() else path
+    if path.name.endswith(".json") and path.name != "config.json":
+        return side_from(path)
+    return None
+
+
+def _other_side(options: argparse.Namespace) -> Side:
+    """This model on another chip, or another model on this one, at the same sizes."""
+    changed = argparse.Namespace(**vars(options))
+    if options.compare in chip_ids():
+        changed.chip = [options.compare]
+    else:
+        changed.hf_config, changed.module, changed.exported = options.compare, None, None
+        changed.input = []
+    return side_of(answer(changed, ""))
+
+
+def _weights(folder: str | None) -> tuple[WeightRow, ...] | None:
+    """Statistics of a checkpoint by name pattern, its weights read once."""
+    if folder is None:
+        return None
+    from tracer.models.shards import CheckpointError, open_checkpoint
+    from tracer.models.weight_rows import grouped
+    from tracer.models.weight_stats import weight_stats
+
+    from .report.records import WeightRow
+
+    try:
+        rows = grouped(list(weight_stats(open_checkpoint(folder))))
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    return tuple(WeightRow(*row.as_dict().values()) for row in rows)
+
+
+def studied(options: argparse.Namespace) -> Studied:
+    """Formulas, sweeps, sensitivity and limits for the report that `options` ask for."""
+    from .cost import Conventions
+    from .machine import Timing
+    from .report.studied import Asked, study
+
+    chips, asked, executions = check(options)
+    conventions, timing = assumptions(options.assume, Conventions, Timing)
+    program = program_of(options)
+    seq, context = lengths(options, program)
+    phases = tuple(available(program, asked))
+    # A trace with symbols costs several of one with numbers: the efficient one has to do.
+    execution = "efficient" if "efficient" in executions else "naive"
+    return study(program, Asked(options.batch, seq, context, phases, (execution,), chips, timing,
+                                conventions))  # fmt: skip
