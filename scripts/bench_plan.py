@@ -6,6 +6,8 @@ python scripts/bench_plan.py [--search]
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import sys
 import time
 
@@ -21,6 +23,7 @@ PLANS = (
     ("another pipeline", "pp=8 ep=64 dp=256 schedule=1f1b micro_batches=60"),
     ("another schedule", "pp=16 ep=64 dp=128 schedule=zb1p micro_batches=120"),
     ("other expert groups", "pp=16 ep=32 dp=128 schedule=dualpipe micro_batches=120"),
+    ("another tensor cut", "tp=2 sequence_parallel pp=16 ep=32 dp=64 micro_batches=240"),
 )
 
 
@@ -29,6 +32,7 @@ def main() -> int:
     p = argparse.ArgumentParser()
     p.add_argument("--search", action="store_true", help="also all plans of 2,048 GPUs")
     options = p.parse_args()
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     program = load_program("deepseek-ai/DeepSeek-V3", dtype="fp8")
     for name, text in PLANS:
         plan = Plan.parse(f"{text} zero=1 recompute=latent moments=bf16")
@@ -45,8 +49,11 @@ def main() -> int:
             global_batch=15360,
             assume=Assumptions(headroom=Headroom(0.05)),
             like=Plan(zero=1, recompute="selective", moments="bf16"),
+            executor="local",
         )
         wall, process = time.perf_counter() - wall, time.process_time() - process
+        workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process += workers.ru_utime + workers.ru_stime
         count = len(found.ranked) + len(found.dropped)
         print(f"search, {count:,} plans {wall:7.2f} s wall {process:7.2f} s process")
     return 0

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from .predict.serving import ServingStep
@@ -129,12 +129,14 @@ def run(options: argparse.Namespace) -> None:
         _search(options)
         return
     step = price_plan(options)
-    document = json.dumps(step.as_dict(), indent=1) if options.json else ""
-    if not document:
+    advice = _advice(step, options)
+    if options.json:
+        more = {"advice": advice} if advice else {}
+        print(json.dumps(step.as_dict() | more, indent=1))
+    else:
         from .report.plans import render
 
-        document = render(step, verbose=options.verbose)
-    print(document)
+        print(render(step, verbose=options.verbose, advice=advice))
     if out is not None:
         _write(step, out, options)
 
@@ -200,6 +202,8 @@ def assumptions(options: argparse.Namespace) -> Any:
     from .parallel.memory import Headroom
     from .predict.training import Assumptions
 
+    if options.capacity is not None and not 1e9 <= options.capacity <= 1e13:
+        raise UserError(f"--capacity {options.capacity:g}: give bytes of a GPU, 80e9 for 80 GB")
     return Assumptions(
         kernels=_kernels(options),
         headroom=Headroom(options.reserve),
@@ -272,6 +276,19 @@ def price_plan(options: argparse.Namespace) -> TrainingStep | ServingStep:
     )
 
 
+def _advice(step: TrainingStep | ServingStep, options: argparse.Namespace) -> str:
+    """What would make a training plan fit; empty where it does."""
+    if options.phase != "training" or step.feasible:
+        return ""
+    from .capture.program import load_program
+    from .study.fitting import advice, remedies
+
+    program = load_program(options.hf_config, dtype=options.dtype)
+    return advice(
+        remedies(program, step.plan, step.cluster, seq=options.seq, assume=assumptions(options))
+    )
+
+
 def _search(options: argparse.Namespace) -> None:
     from tracer.hardware import load_cluster
 
@@ -283,6 +300,15 @@ def _search(options: argparse.Namespace) -> None:
 
     if options.gpus is None or options.global_batch is None:
         raise UserError("--search needs --gpus and --global-batch")
+    for name in ("gpus", "global_batch"):
+        if getattr(options, name) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {getattr(options, name)}: give at least 1")
+    if options.schedule and options.schedule not in SCHEDULES:
+        known = did_you_mean(options.schedule, SCHEDULES)
+        raise UserError(f"--schedule {options.schedule}: no pipeline schedule: {known}")
+    if options.csv is not None and not Path(options.csv).absolute().parent.is_dir():
+        raise UserError(f"--csv {options.csv}: no such folder: {Path(options.csv).parent}")
     cluster = load_cluster(options.cluster)
     if options.gpus > cluster.largest:
         raise UserError(
@@ -307,6 +333,7 @@ def _search(options: argparse.Namespace) -> None:
         money=_money(options, cluster),
         most=most,
         schedules=(options.schedule,) if options.schedule else tuple(SCHEDULES),
+        executor="local",
     )
     if options.csv is not None:
         with Path(options.csv).open("w", newline="") as file:

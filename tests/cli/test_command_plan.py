@@ -47,6 +47,23 @@ def test_a_plan_is_priced_into_a_table_and_files(run, tmp_path):
     assert sum(e["ph"] == "X" for e in events) == 2 * 2 * 8  # ranks x (F, B) x micro-batches
 
 
+def test_a_plan_that_does_not_fit_says_what_would_and_shows_no_throughput(run):
+    # 64 tokens of a small model: some megabytes of activations; 1 GB with 0.99 kept free is 10 MB.
+    options = ("--gpus", "2", "--microbatches", "2", "--capacity", "1e9", "--reserve")
+    code, text, _ = run(*options, "0.99")
+    assert code == 0
+    assert "INFEASIBLE: does not fit" in text
+    assert "HYPOTHETICAL" in text
+    assert "exposed communication" in text
+    assert "tokens/s" not in text
+    assert "MFU" not in text
+    assert "GPU hours" not in text
+    made = json.loads(run(*options, "0.99", "--json")[1])
+    assert made["step_s"] is made["breakdown_s"] is None
+    assert made["advice"] in text
+    assert "advice" not in json.loads(run(*options, "0.1", "--json")[1])
+
+
 def test_the_main_command_prices_the_same_plan(run):
     options = ("--pp", "2", "--dp", "2", "--microbatches", "4")
     own = run(*options)
@@ -100,6 +117,14 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--price", "-2"), "price=-2"),
         (("--imbalance", "0.2"), "imbalance=0.2"),
         (("--dp", "0"), "--dp 0"),
+        (("--capacity", "80"), "--capacity 80: give bytes of a GPU, 80e9"),
+        (("--search", "--gpus", "8", "--global-batch", "0"), "--global-batch 0: give at least 1"),
+        (("--search", "--gpus", "0", "--global-batch", "8"), "--gpus 0: give at least 1"),
+        (("--search", "--gpus", "8", "--global-batch", "8", "--schedule", "1f2b"), "did you mean"),
+        (
+            ("--search", "--gpus", "8", "--global-batch", "8", "--csv", "/no/such/a.csv"),
+            "no such folder: /no/such",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, options, says):

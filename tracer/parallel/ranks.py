@@ -13,6 +13,7 @@ from .sizes import Sizes
 
 if TYPE_CHECKING:
     from ..capture.huggingface import HuggingFaceProgram
+    from ..capture.program import Program
     from ..capture.reference import ReferenceProgram
     from ..capture.workload import Workload
 
@@ -24,9 +25,15 @@ class StageTrace(NamedTuple):
     stages: tuple[int, ...]
 
 
-def sizes_of(program: ReferenceProgram | HuggingFaceProgram) -> Sizes:
-    """The sizes of a program that a plan divides."""
-    config: Any = program.config
+def sizes_of(program: Program) -> Sizes:
+    """The sizes of a program that a plan divides.
+
+    Raises:
+        UserError: the program has no `config` to read them from.
+    """
+    config: Any = getattr(program, "config", None)
+    if config is None:
+        raise UserError(f"{program.name}: a plan cuts models with a config.json")
     return Sizes.of(config.to_dict() if hasattr(config, "to_dict") else asdict(config))
 
 

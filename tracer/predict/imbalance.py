@@ -44,8 +44,12 @@ def _skew(
 ) -> float:  # fmt: skip
     routing = experts.uniform(count, top_k, *groups)
     node = domain if ranks % domain == 0 else ranks
+    placement = _placement(count, ranks, node, redundant)
+    return experts.slowest_rows(routing, placement, tokens) / (tokens * top_k / ranks)
+
+
+@functools.lru_cache(maxsize=64)
+def _placement(count: int, ranks: int, node: int, redundant: int) -> experts.Placement:
     if redundant:
-        placement = experts.balanced([1.0] * count, ranks, node, count + redundant)
-    else:
-        placement = experts.contiguous(count, ranks, node)
-    return experts.expert_load(routing, placement, tokens).imbalance
+        return experts.balanced([1.0] * count, ranks, node, count + redundant)
+    return experts.contiguous(count, ranks, node)

@@ -6,6 +6,7 @@ as the trace has them; which of the messages hide behind compute is for the call
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -190,77 +191,93 @@ _COLLECTIVES = {
 }  # fmt: skip
 
 
-def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
-    """The passes of the program that `ledger` prices.
+class Clocked:
+    """A ledger with the seconds of its kernels: all that no link changes.
 
     Args:
         ledger: of a rank's trace.
-        links: the network under it.
+        network: of the cluster; its chip runs the kernels, its messages hold SMs.
         timing: of the chip, without SMs reserved for communication.
-        attention: factor on fused attention, for context-parallel ranks whose trace shows only
-            their own keys.
     """
-    network = links.network
-    times = time_ledger(ledger, network.cluster.chip, timing)
-    held = timing.reserved_sms + network.cluster.comm_sms
-    away = time_ledger(
-        ledger, network.cluster.chip, replace(timing, reserved_sms=held)
-    ) if _has_messages(ledger) else times  # fmt: skip
-    alone = {id(k.kernel): k for k in times.kernels}
-    slow = {id(k.kernel): k for k in away.kernels}
-    weights = weight_gradients(ledger)
-    chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
-    hops = {FORWARD: 0.0, BACKWARD: 0.0}
-    reduced: dict[str, float] = {}
-    once, optimizer, before, launches = 0.0, 0.0, "", 0
-    for kernel in ledger.kernels:
-        direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
-        if kernel.kind == COLLECTIVE:
-            dtype = next(ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
-            axis = next(iter(kernel.cost.messages))
-            if axis == "pp":
-                if kernel.name == "isend":
-                    hops[direction] += sum(kernel.cost.messages.values())
-                continue
-            if direction == OPTIMIZER or axis in ("dp", "edp", "stage"):
-                if kernel.name.startswith(("reduce_scatter", "all_reduce")):
-                    size = sum(kernel.cost.messages.values())
-                    reduced[axis] = reduced.get(axis, 0.0) + size
-                if direction == OPTIMIZER:
+
+    def __init__(self, ledger: Ledger, network: Network, timing: Timing) -> None:
+        self.ledger, chip = ledger, network.cluster.chip
+        times = time_ledger(ledger, chip, timing)
+        self.alone = {id(k.kernel): k.total for k in times.kernels}
+        self.slowed = self.alone
+        if any(k.kind == COLLECTIVE for k in ledger.kernels):
+            held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
+            away = time_ledger(ledger, chip, held)
+            self.slowed = {id(k.kernel): k.total for k in away.kernels}
+        self.weights = weight_gradients(ledger)
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Of the micro-batch, forward and backward."""
+        return Cost.sum(k.cost for k in self.ledger.kernels if k.phase != OPTIMIZER)
+
+    def passes(self, links: Links, *, attention: float = 1.0) -> Passes:
+        """The passes with their messages over `links`.
+
+        `attention`: factor on fused attention, for context-parallel ranks whose trace shows only
+        their own keys.
+        """
+        chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
+        hops = {FORWARD: 0.0, BACKWARD: 0.0}
+        reduced: dict[str, float] = {}
+        once, optimizer, before, launches = 0.0, 0.0, "", 0
+        for kernel in self.ledger.kernels:
+            direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
+            if kernel.kind == COLLECTIVE:
+                dtype = next(self.ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
+                axis = next(iter(kernel.cost.messages))
+                if axis == "pp":
+                    if kernel.name == "isend":
+                        hops[direction] += sum(kernel.cost.messages.values())
                     continue
-            chains[direction].append((links.segment(kernel, dtype, before), kernel.launches))
-            before = dtype
-            continue
-        if direction == OPTIMIZER:
-            optimizer += alone[id(kernel)].total
-            continue
-        launches += kernel.launches
-        factor = attention if kernel.kind == ATTENTION else 1.0
-        factor *= links.skew if kernel.kind == GROUPED_GEMM else 1.0
-        seconds, slowed = alone[id(kernel)].total * factor, slow[id(kernel)].total * factor
-        if kernel.name == CAST and set(kernel.cost.read) == {"weights"}:
-            once += seconds if direction == FORWARD else 0.0
-            continue
-        makes = direction == BACKWARD and all(p.op in weights for p in kernel.parts)
-        chains[direction].append(
-            (Segment(COMPUTE, seconds, max(slowed, seconds), weight=makes), kernel.launches)
-        )
-    cost = Cost.sum(_scaled(k, attention) for k in ledger.kernels if k.phase != OPTIMIZER)
-    return Passes(
-        _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, hops[FORWARD],
-        hops[BACKWARD], cost, reduced, optimizer, launches,
-    )  # fmt: skip
+                if direction == OPTIMIZER or axis in ("dp", "edp", "stage"):
+                    if kernel.name.startswith(("reduce_scatter", "all_reduce")):
+                        size = sum(kernel.cost.messages.values())
+                        reduced[axis] = reduced.get(axis, 0.0) + size
+                    if direction == OPTIMIZER:
+                        continue
+                chains[direction].append((links.segment(kernel, dtype, before), kernel.launches))
+                before = dtype
+                continue
+            if direction == OPTIMIZER:
+                optimizer += self.alone[id(kernel)]
+                continue
+            launches += kernel.launches
+            factor = attention if kernel.kind == ATTENTION else 1.0
+            factor *= links.skew if kernel.kind == GROUPED_GEMM else 1.0
+            seconds, slowed = self.alone[id(kernel)] * factor, self.slowed[id(kernel)] * factor
+            if kernel.name == CAST and set(kernel.cost.read) == {"weights"}:
+                once += seconds if direction == FORWARD else 0.0
+                continue
+            makes = direction == BACKWARD and all(p.op in self.weights for p in kernel.parts)
+            chains[direction].append(
+                (Segment(COMPUTE, seconds, max(slowed, seconds), weight=makes), kernel.launches)
+            )
+        cost = self.cost
+        if attention != 1:
+            kernels = (k for k in self.ledger.kernels if k.phase != OPTIMIZER)
+            cost = Cost.sum(_scaled(k, attention) for k in kernels)
+        return Passes(
+            _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, hops[FORWARD],
+            hops[BACKWARD], cost, reduced, optimizer, launches,
+        )  # fmt: skip
+
+
+def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
+    """The passes of the program that `ledger` prices, see `Clocked`."""
+    return Clocked(ledger, links.network, timing).passes(links, attention=attention)
 
 
 def _scaled(kernel: Kernel, attention: float) -> Cost:
-    if kernel.kind != ATTENTION or attention == 1:
+    if kernel.kind != ATTENTION:
         return kernel.cost
     flops = {p: round(n * attention) for p, n in kernel.cost.flops.items()}
     return replace(kernel.cost, flops=flops)
-
-
-def _has_messages(ledger: Ledger) -> bool:
-    return any(k.kind == COLLECTIVE for k in ledger.kernels)
 
 
 def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:

@@ -12,7 +12,7 @@ from ..parallel import overlap
 from ..parallel.groups import Group, strided
 from ..parallel.network import Network
 from ..parallel.plan import Plan
-from ..parallel.schedules import Durations, Held, Schedule, price
+from ..parallel.schedules import Durations, Held, PipelineStep, Schedule, peak_bytes, price
 from .assumptions import BOTH, Assumptions
 from .passes import COMPUTE, Chain
 from .structure import Block, groups_on
@@ -20,6 +20,11 @@ from .structure import Block, groups_on
 V_SHAPED = ("zbv", "dualpipev")  # two stages a rank
 _MOMENTS = {"fp32": 4.0, "bf16": 2.0}
 ADAMW_LAUNCHES = 14  # kernels of torch's foreach AdamW
+
+
+def free_stages(plan: Plan) -> int | None:
+    """Stages a rank, for a schedule that leaves them free."""
+    return plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,26 @@ class GpuMemory:
         """Whether the reserve stays free."""
         return self.total + self.reserve <= self.capacity
 
+    @property
+    def shortage(self) -> str:
+        """Why it does not fit; empty where it does."""
+        if self.fits:
+            return ""
+        return (
+            f"does not fit: {self.total / 1e9:,.1f} GB ({self}) and a reserve of "
+            f"{self.reserve / 1e9:.1f} GB in {self.capacity / 1e9:g} GB"
+        )
+
     def __str__(self) -> str:
         parts = ("weights", "gradients", "optimizer", "activations", "working")
         return ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in parts) + " GB"
 
 
 class Timed:
-    """A plan's stages through its schedule."""
+    """A plan's stages through its schedule; seconds are found when they are asked for.
+
+    `slots` and `breakdown` want the whole schedule, all else is the same from its `shortest`.
+    """
 
     def __init__(
         self, plan: Plan, network: Network, schedule: Schedule, blocks: list[Block],
@@ -80,30 +98,56 @@ class Timed:
         self.plan, self.network, self.schedule = plan, network, schedule
         self.blocks, self.assume = blocks, assume
         self.both = plan.schedule in BOTH and assume.overlap.pairs
-        self.forward = [self._alone(b, FORWARD) for b in blocks]
-        self.input = [self._alone(b, BACKWARD) for b in blocks]
-        self.weight = [
-            b.passes.seconds(BACKWARD, weight=True) + self._accumulation(b) for b in blocks
-        ]
+        self.held = Held(*[tuple(b.saved for b in blocks)] * 2)
+
+    @functools.cached_property
+    def forward(self) -> tuple[float, ...]:
+        """Seconds by stage, as `input` and `weight`, the two halves of the backward."""
+        return tuple(self._alone(b, FORWARD) for b in self.blocks)
+
+    @functools.cached_property
+    def input(self) -> tuple[float, ...]:
+        return tuple(self._alone(b, BACKWARD) for b in self.blocks)
+
+    @functools.cached_property
+    def weight(self) -> tuple[float, ...]:
+        return tuple(
+            b.passes.seconds(BACKWARD, weight=True) + self._accumulation(b) for b in self.blocks
+        )
+
+    @functools.cached_property
+    def pairs(self) -> dict[tuple[int, int], overlap.Overlap]:
+        """F&B slots by (stage of the forward, stage of the backward), as two streams."""
+        if not self.both:
+            return {}
+        return {
+            (f, b): two_streams(
+                self.blocks[f].passes.forward, self._with_accumulation(self.blocks[b])
+            )
+            for f, b in self.schedule.pairs
+        }
+
+    @functools.cached_property
+    def durations(self) -> Durations:
+        """Seconds of every slot and transfer."""
+        plan, network, blocks = self.plan, self.network, self.blocks
         hop = strided(2, plan.ranks_per_stage, network.cluster) if plan.pp > 1 else None
         sent = [_message(network, "send", b.passes.hop, hop) if hop else 0.0 for b in blocks]
         back = [_message(network, "send", b.passes.hop_back, hop) if hop else 0.0 for b in blocks]
-        self.pairs: dict[tuple[int, int], overlap.Overlap] = {}
-        overlapped = None
-        if self.both:
-            for f, b in schedule.pairs:
-                self.pairs[f, b] = two_streams(
-                    blocks[f].passes.forward, self._with_accumulation(blocks[b])
-                )
-            overlapped = {pair: run.total for pair, run in self.pairs.items()}
-        self.durations = Durations(
-            tuple(self.forward), tuple(self.input), tuple(self.weight), overlapped=overlapped,
+        overlapped = {pair: run.total for pair, run in self.pairs.items()}
+        return Durations(
+            self.forward, self.input, self.weight,
+            overlapped=overlapped if self.both else None,
             transfer=tuple(sent[:-1]), gradient_transfer=tuple(back[1:]),
         )  # fmt: skip
-        saved = tuple(b.saved for b in blocks)
-        self.pipeline = price(
-            plan.schedule, plan.pp, plan.micro_batches, self.durations, Held(saved, saved),
-            plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None,
+
+    @functools.cached_property
+    def pipeline(self) -> PipelineStep:
+        """The step up to its last backward."""
+        plan = self.plan
+        return price(
+            plan.schedule, plan.pp, plan.micro_batches, self.durations, self.held,
+            free_stages(plan),
         )  # fmt: skip
 
     def _alone(self, block: Block, direction: str) -> float:
@@ -216,6 +260,7 @@ class Timed:
     def memory(self) -> GpuMemory:
         """Of the fullest rank."""
         found = []
+        activations = peak_bytes(self.schedule, self.held)
         capacity = self.assume.capacity or float(self.network.cluster.chip.memory_capacity)
         item = 4.0 if self.assume.gradients == "fp32" else 2.0
         for rank, stages in enumerate(self.schedule.stages_of_rank):
@@ -227,7 +272,7 @@ class Timed:
             state = owned * (max(b.master for b in mine) + 2 * _MOMENTS[self.plan.moments])
             found.append(GpuMemory(
                 sum(b.weights for b in mine), item * kept, state,
-                self.pipeline.bytes[rank] + sum(b.shared for b in mine),
+                activations[rank] + sum(b.shared for b in mine),
                 max(b.working for b in mine), self.assume.headroom.buffers,
                 self.assume.headroom.reserve * capacity, capacity,
             ))  # fmt: skip

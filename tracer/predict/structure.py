@@ -28,7 +28,7 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import rank_trace, sizes_of
 from ..parallel.sizes import Sizes
 from .kept import kept_in_fp8
-from .passes import Links, Passes, beyond, joined, passes_of
+from .passes import Clocked, Links, Passes, beyond, joined
 
 if TYPE_CHECKING:
     from ..capture.reference import ReferenceProgram
@@ -238,22 +238,22 @@ def _measured(
     program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
     kernels: Kernels, exchange: str, skew: float, groups: tuple[tuple[str, Group], ...],
 ) -> Block:  # fmt: skip
-    ledger = _ledger(program, workload, cut, kind, kernels)
+    clocked = _clocked(program, workload, cut, kind, network, kernels)
     links = Links(network, dict(groups), routing_of(program, cut), exchange, skew)
-    passes = passes_of(ledger, links, kernels.timing)
-    return measure(ledger, cut, passes)
+    return measure(clocked.ledger, cut, clocked.passes(links))
 
 
 @functools.lru_cache(maxsize=256)
-def _ledger(
-    program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, kernels: Kernels
-) -> Ledger:
+def _clocked(
+    program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
+    kernels: Kernels,
+) -> Clocked:  # fmt: skip
     short, place = _short(program, kind)
     plan = replace(cut, pp=short.layers)
     trace = rank_trace(
         short, workload, plan, rank=place * plan.ranks_per_stage, stage=place, fold=False
     )
-    return kernels.ledger(trace)
+    return Clocked(kernels.ledger(trace), network, kernels.timing)
 
 
 @functools.lru_cache(maxsize=64)

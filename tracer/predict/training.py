@@ -19,11 +19,19 @@ from tracer.hardware import Cluster
 from ..errors import UserError
 from ..parallel.network import network_of
 from ..parallel.plan import Plan
-from ..parallel.schedules import Durations, PipelineStep, Schedule, Timeline, build, simulate
+from ..parallel.schedules import (
+    Durations,
+    PipelineStep,
+    Schedule,
+    Timeline,
+    build,
+    shortest,
+    simulate,
+)
 from .assumptions import Assumptions, Overlap
 from .imbalance import expert_skew
 from .money import Money
-from .pipeline import V_SHAPED, Breakdown, GpuMemory, Timed
+from .pipeline import V_SHAPED, Breakdown, GpuMemory, Timed, free_stages
 from .program import Stages, stages_of
 
 if TYPE_CHECKING:
@@ -114,8 +122,10 @@ class TrainingStep:
         }  # fmt: skip
 
 
-def check(plan: Plan, cluster: Cluster, stages: Stages) -> tuple[Plan, Schedule]:
-    """The plan with the chunks that its schedule has, and the schedule.
+def check(
+    plan: Plan, cluster: Cluster, stages: Stages, *, whole: bool = True
+) -> tuple[Plan, Schedule]:
+    """The plan with the chunks that its schedule has, and the schedule, or its `shortest`.
 
     Raises:
         UserError: all that keeps it from running, in one line.
@@ -136,8 +146,23 @@ def check(plan: Plan, cluster: Cluster, stages: Stages) -> tuple[Plan, Schedule]
         )
     if reasons:
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
-    free = plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
-    return plan, build(plan.schedule, plan.pp, plan.micro_batches, free)
+    build_it = build if whole else shortest
+    return plan, build_it(plan.schedule, plan.pp, plan.micro_batches, free_stages(plan))
+
+
+def training_memory(
+    program: Program, plan: Plan, cluster: Cluster | str, *, seq: int = 4096,
+    assume: Assumptions | None = None,
+) -> GpuMemory:  # fmt: skip
+    """Bytes of the fullest GPU of a plan; no seconds. Arguments and errors: `predict_training`."""
+    assume = assume or Assumptions()
+    network = network_of(cluster)
+    stages = stages_of(
+        program, plan, network, assume.kernels, phase="training", seq=seq,
+        exchange=assume.exchange, kept=assume.kept,
+    )  # fmt: skip
+    plan, schedule = check(plan, network.cluster, stages, whole=False)
+    return Timed(plan, network, schedule, stages.blocks(), assume).memory()
 
 
 def predict_training(
@@ -154,7 +179,7 @@ def predict_training(
         seq: tokens of a sequence.
         assume: what the price rests on.
         money: price of a GPU hour and tokens of a whole run.
-        detail: also the seconds by kind of slot, which walk through the whole schedule.
+        detail: also the breakdown and seconds by kind of slot, from the whole schedule.
 
     Raises:
         UserError: a plan that cannot run, with all reasons in one line. A plan that runs but does
@@ -170,7 +195,7 @@ def predict_training(
             exchange=assume.exchange, skew=skew, kept=assume.kept,
         )  # fmt: skip
 
-    plan, schedule = check(plan, cluster, stages_with(1.0))
+    plan, schedule = check(plan, cluster, stages_with(1.0), whole=detail)
     skew = assume.imbalance or expert_skew(program, plan, cluster, seq)
     stages = stages_with(skew)
     blocks = stages.blocks()
@@ -180,9 +205,9 @@ def predict_training(
         even = Timed(plan, network, schedule, stages_with(1.0).blocks(), assume)
     memory = timed.memory()
     pipeline = timed.pipeline
-    ends = timed.ends() if detail or memory.fits else (0.0, 0.0, 0.0)
+    ends = timed.ends()
     seconds = pipeline.seconds + sum(ends)
-    flops, full = stages.flops() if detail or memory.fits else (0.0, 0.0)
+    flops, full = stages.flops()
     money = money or Money(cluster.chip_hour)
     return TrainingStep(
         program.name, plan, cluster, seq, seconds,
@@ -194,10 +219,7 @@ def predict_training(
             *assume.kernels.notes(), *assume.overlap.notes(plan.schedule), *network.notes(),
             *stages.notes(), f"expert imbalance: busiest rank {skew:.3f} of the mean",
         ])),
-        "" if memory.fits else (
-            f"does not fit: {memory.total / 1e9:,.1f} GB ({memory}) and a reserve of "
-            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:g} GB"
-        ),
+        memory.shortage,
         timed.stage_rows() if detail else (), timed.durations,
     )  # fmt: skip
 
@@ -206,12 +228,11 @@ def timeline_of(step: TrainingStep) -> Timeline:
     """When every slot of the step's pipeline runs."""
     assert step.durations is not None
     plan = step.plan
-    free = plan.chunks if plan.schedule not in V_SHAPED and plan.chunks > 1 else None
-    schedule = build(plan.schedule, plan.pp, plan.micro_batches, free)
+    schedule = build(plan.schedule, plan.pp, plan.micro_batches, free_stages(plan))
     return simulate(schedule, step.durations)
 
 
 __all__ = [
     "Assumptions", "Breakdown", "GpuMemory", "Overlap", "TrainingStep", "check", "predict_training",
-    "timeline_of",
+    "timeline_of", "training_memory",
 ]  # fmt: skip

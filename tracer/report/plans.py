@@ -15,9 +15,12 @@ SLOTS = {"F": "forward (1F)", "I": "input gradient (1B)", "W": "weight gradient 
          "F&B": "forward with backward (1F1B)"}  # fmt: skip
 
 
-def render(step: TrainingStep | ServingStep, *, verbose: bool = False) -> str:
-    """The plan's table."""
-    lines = _training(step) if isinstance(step, TrainingStep) else _serving(step)
+def render(step: TrainingStep | ServingStep, *, verbose: bool = False, advice: str = "") -> str:
+    """The plan's table; `advice` says what would make a training plan fit that does not.
+
+    What does not fit has no throughput: its seconds are marked as hypothetical.
+    """
+    lines = _training(step, advice) if isinstance(step, TrainingStep) else _serving(step)
     if verbose:
         lines += ["", *(f"note: {note}" for note in step.notes)]
     return "\n".join(lines)
@@ -37,10 +40,19 @@ def _memory(step: TrainingStep | ServingStep) -> tuple[str, str]:
     )
 
 
-def _training(step: TrainingStep) -> list[str]:
-    rows: list[tuple[str, str]] = []
+def _training(step: TrainingStep, advice: str) -> list[str]:
+    rows = _seconds(step)
+    memory = [_memory(step), ("  of it", str(step.memory))]
     if not step.feasible:
-        return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step)])]
+        return [
+            *_head(step), f"INFEASIBLE: {step.reason}", *([advice] if advice else []),
+            "HYPOTHETICAL, as if GPUs had the memory:", _table([*rows, *memory]),
+        ]  # fmt: skip
+    return [*_head(step), _table([*rows, *_throughput(step), *memory])]
+
+
+def _seconds(step: TrainingStep) -> list[tuple[str, str]]:
+    rows = []
     b = step.breakdown
     assert b is not None
     share = [("compute", b.compute), ("exposed communication", b.communication),
@@ -57,8 +69,12 @@ def _training(step: TrainingStep) -> list[str]:
             for kind in SLOTS
             if step.slots.get(kind)
         ]
+    return rows
+
+
+def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
     peak = f"of {text.si(step.peak)}FLOP/s {step.precision}"
-    rows += [
+    rows = [
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s / step.plan.world:,.0f} a GPU"),
         ("MFU", f"{step.mfu:.1%} causal, {step.mfu_full:.1%} not causal, {peak}"),
         ("GPU hours for 1e12 tokens", f"{step.gpu_hours_per_trillion:,.0f}"),
@@ -67,15 +83,9 @@ def _training(step: TrainingStep) -> list[str]:
     if hours is not None:
         cost = step.money.dollars(step.tokens_per_s, step.plan.world)
         dollars = "" if cost is None else f", {cost:,.0f} USD at {step.money.price:g} an hour"
-        rows.append(
-            (
-                f"{text.si(step.money.tokens or 0).strip()} tokens",
-                f"{hours:,.0f} GPU hours{dollars}",
-            )
-        )
-    rows.append(_memory(step))
-    rows.append(("  of it", str(step.memory)))
-    return [*_head(step), _table(rows)]
+        tokens = f"{text.si(step.money.tokens or 0).strip()} tokens"
+        rows.append((tokens, f"{hours:,.0f} GPU hours{dollars}"))
+    return rows
 
 
 def _serving(step: ServingStep) -> list[str]:
@@ -110,7 +120,7 @@ def _serving(step: ServingStep) -> list[str]:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
 
 
 def render_search(found: Found, top: int, *, verbose: bool = False) -> str:

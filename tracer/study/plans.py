@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,14 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from ..parallel.schedules import SCHEDULES
 from ..predict.money import Money
-from ..predict.training import Assumptions, TrainingStep, predict_training
+from ..predict.training import Assumptions, TrainingStep, predict_training, training_memory
+from .sweeps import LOCAL, executor_for
 
 if TYPE_CHECKING:
     from ..capture.program import Program
+
+
+MANY = 200  # plans from which on a second process earns the seconds that it takes to start
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def search(
     program: Program, gpus: int, cluster: Cluster | str, *, global_batch: int, seq: int = 4096,
     like: Plan | None = None, assume: Assumptions | None = None, money: Money | None = None,
     schedules: tuple[str, ...] = tuple(SCHEDULES), most: dict[str, int] | None = None,
+    executor: str = "serial",
 ) -> Found:  # fmt: skip
     """Price every legal plan of `gpus` GPUs.
 
@@ -101,50 +107,77 @@ def search(
         money: price and tokens of a run.
         schedules: names to try.
         most: largest "tp", "cp", "pp", "ep"; by default tp 8, cp 1, pp 64, ep all.
+        executor: as of a sweep: "serial", or "local" for processes where plans are many.
 
     Raises:
         UserError: not one plan is legal; says why.
     """
-    assume, like = assume or Assumptions(), like or Plan()
+    like = like or Plan()
     bounds = {"tp": 8, "cp": 1, "pp": 64, "ep": 1 << 20} | (most or {})
-    sizes = sizes_of(program)  # type: ignore[arg-type]
-    ranked: list[TrainingStep] = []
-    dropped: list[Dropped] = []
-    for split in candidates(gpus, sizes.experts, like, schedules, bounds):
+    splits: dict[tuple[int, int], list[Plan]] = {}
+    for split in candidates(gpus, sizes_of(program).experts, like, schedules, bounds):
+        splits.setdefault((split.tp, split.cp), []).append(split)
+    if not splits:
+        raise UserError(f"{gpus} GPUs: no split within the bounds {bounds}")
+    task = _Task(program, cluster, global_batch, seq, assume or Assumptions(), money)
+    count = sum(map(len, splits.values()))
+    # Plans of one (tp, cp) have their structures and step sizes in common, others next to nothing.
+    with executor_for(executor if count >= MANY else "serial", LOCAL) as pool:
+        futures = [pool.submit(task.price, plans) if pool else None for plans in splits.values()]
+        done: list[TrainingStep | Dropped] = []
+        for plans, future in zip(splits.values(), futures, strict=True):
+            try:
+                done += task.price(plans) if future is None else future.result()
+            except BrokenExecutor:  # a worker died: what it had is priced here
+                done += task.price(plans)
+    ranked = [item for item in done if isinstance(item, TrainingStep)]
+    ranked.sort(key=lambda step: step.seconds)
+    return Found(tuple(ranked), tuple(item for item in done if isinstance(item, Dropped)))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all plans of a search have in common, as a worker gets it."""
+
+    program: Program
+    cluster: Cluster | str
+    global_batch: int
+    seq: int
+    assume: Assumptions
+    money: Money | None
+
+    def price(self, splits: list[Plan]) -> list[TrainingStep | Dropped]:
+        """Each split priced, or why not."""
+        return [self._one(split) for split in splits]
+
+    def _one(self, split: Plan) -> TrainingStep | Dropped:
         each = split.data_ranks * split.micro_batch
-        if global_batch % each:
-            why = f"{global_batch} sequences do not divide by {each}"
-            dropped.append(Dropped(split, "batch does not divide", why))
-            continue
+        if self.global_batch % each:
+            why = f"{self.global_batch} sequences do not divide by {each}"
+            return Dropped(split, "batch does not divide", why)
         chunks = 2 if split.schedule in ("interleaved_1f1b", "zbv", "dualpipev") else 1
-        plan = replace(split, micro_batches=global_batch // each, chunks=chunks)
-        reasons = plan.illegal(sizes, training=True, seq=seq)
-        if reasons:
-            dropped.append(Dropped(plan, "cannot cut the model", "; ".join(reasons)))
-            continue
-        if (reason := _too_big(program, plan, cluster, seq, assume)) is not None:
-            dropped.append(Dropped(plan, "does not fit", reason))
-            continue
+        plan = replace(split, micro_batches=self.global_batch // each, chunks=chunks)
+        if reasons := plan.illegal(sizes_of(self.program), training=True, seq=self.seq):
+            return Dropped(plan, "cannot cut the model", "; ".join(reasons))
+        if (reason := _too_big(self.program, plan, self.cluster, self.assume)) is not None:
+            return Dropped(plan, "does not fit", reason)
         try:
-            step = predict_training(
-                program, plan, cluster, seq=seq, assume=assume, money=money, detail=False
+            memory = training_memory(
+                self.program, plan, self.cluster, seq=self.seq, assume=self.assume
             )
+            if not memory.fits:
+                return Dropped(plan, "does not fit", memory.shortage)
+            return predict_training(
+                self.program, plan, self.cluster, seq=self.seq, assume=self.assume,
+                money=self.money, detail=False,
+            )  # fmt: skip
         except UserError as error:
             kind = "micro-batches" if "micro-batch" in str(error) else "cannot run"
-            dropped.append(Dropped(plan, kind, str(error)))
-            continue
-        if not step.feasible:
-            dropped.append(Dropped(step.plan, "does not fit", step.reason))
-            continue
-        ranked.append(step)
-    if not ranked and not dropped:
-        raise UserError(f"{gpus} GPUs: no split within the bounds {bounds}")
-    ranked.sort(key=lambda step: step.seconds)
-    return Found(tuple(ranked), tuple(dropped))
+            return Dropped(plan, kind, str(error))
 
 
 def _too_big(
-    program: Program, plan: Plan, cluster: Cluster | str, seq: int, assume: Assumptions
+    program: Program, plan: Plan, cluster: Cluster | str, assume: Assumptions
 ) -> str | None:
     """Weights, gradients and optimizer alone beyond the GPU: no need to trace anything."""
     from tracer.hardware import load_cluster

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from .load import ExpertLoad, expert_load
+from .load import ExpertLoad, expert_load, slowest_rows
 from .placement import Placement, balanced, contiguous, hierarchical, round_robin
 from .routing import RoutingLaw, recorded, uniform, zipf
 
@@ -22,6 +22,7 @@ __all__ = [
     "hierarchical",
     "recorded",
     "round_robin",
+    "slowest_rows",
     "uniform",
     "zipf",
 ]

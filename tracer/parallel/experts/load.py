@@ -124,6 +124,15 @@ class ExpertLoad:
         return np.broadcast_to(hit * self.tokens / ranks, (ranks, len(hit))).copy()
 
 
+def slowest_rows(routing: RoutingLaw, placement: Placement, tokens: int, seed: int = 0) -> float:
+    """`ExpertLoad.slowest_rows` alone: what tokens send costs more to find."""
+    chance = chances(routing)
+    if chance is None:
+        return expert_load(routing, placement, tokens, seed).slowest_rows
+    rows = tokens * (chance @ placement.share)
+    return max(_slowest(routing, placement, tokens, rows, seed), float(rows.max()))
+
+
 def expert_load(
     routing: RoutingLaw, placement: Placement, tokens: int, seed: int = 0
 ) -> ExpertLoad:
@@ -188,15 +197,15 @@ def _hit(chosen: Ints, share: Floats) -> Floats:
 
 
 @lru_cache(maxsize=256)
-def _covariance(routing: RoutingLaw, placement: Placement, seed: int) -> Floats:
-    """[R, R] of the rows that one sampled token brings to each rank."""
+def _axes(routing: RoutingLaw, placement: Placement, seed: int) -> tuple[Floats, Floats]:
+    """[R] variances and [R, R] axes of the rows that one sampled token brings to each rank."""
     chosen = sample(routing, _SAMPLES, seed)[: _SAMPLES // 4]
     rank = _ranks_of(chosen, placement, np.random.default_rng(seed + 1))
     count = np.zeros((len(rank), placement.ranks), np.float32)
     np.add.at(count, (np.arange(len(rank))[:, None], rank), 1.0)
     mean = count.mean(axis=0, dtype=float)
-    covariance: Floats = (count.T @ count) / len(rank) - np.outer(mean, mean)
-    return covariance
+    values, vectors = np.linalg.eigh((count.T @ count) / len(rank) - np.outer(mean, mean))
+    return values, vectors
 
 
 def _slowest(routing: RoutingLaw, placement: Placement, tokens: int, rows: Floats, seed: int
@@ -217,7 +226,7 @@ def _slowest(routing: RoutingLaw, placement: Placement, tokens: int, rows: Float
             count = np.bincount(_ranks_of(mine, placement, random).ravel(), minlength=len(rows))
             most[i] = (rows + count - tokens * mean).max()
         return float(most.mean())
-    values, vectors = np.linalg.eigh(_covariance(routing, placement, seed))
+    values, vectors = _axes(routing, placement, seed)
     spread = vectors * np.sqrt(np.maximum(values, 0.0) * tokens)
     normal = random.standard_normal((_BATCHES, len(rows)))
     return float((rows + normal @ spread.T).max(axis=1).mean())

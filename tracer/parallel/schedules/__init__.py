@@ -10,8 +10,8 @@ from __future__ import annotations
 from .durations import Durations, Held
 from .registry import SCHEDULES, build
 from .schedule import KINDS, Action, Part, Schedule
-from .simulate import PipelineStep, Slot, Timeline, simulate
-from .steady import price
+from .simulate import PipelineStep, Slot, Timeline, peak_bytes, simulate
+from .steady import price, shortest
 
 __all__ = [
     "KINDS",
@@ -25,6 +25,8 @@ __all__ = [
     "Slot",
     "Timeline",
     "build",
+    "peak_bytes",
     "price",
+    "shortest",
     "simulate",
 ]

@@ -68,6 +68,27 @@ def price(
     return run(microbatches).step
 
 
+def shortest(
+    name: str, ranks: int, microbatches: int, stages_per_rank: int | None = None
+) -> Schedule:
+    """A schedule of fewer micro-batches, where one holds as much at a time in as many kinds of
+    slots (its middle repeats); else the whole.
+
+    Raises:
+        UserError: as `build`.
+    """
+    stride = lcm(2, ranks) if ranks > 0 else 1
+    if 5 * stride <= microbatches // 2:
+        try:
+            short = build(name, ranks, 4 * stride + microbatches % stride, stages_per_rank)
+        except UserError:
+            pass  # the whole step raises it, too, with the number that was asked for
+        else:
+            if short.period:
+                return short
+    return build(name, ranks, microbatches, stages_per_rank)
+
+
 def _extend(step: PipelineStep, more: _Steady, times: int) -> PipelineStep:
     seconds = step.seconds + times * more.seconds
     busy = step.busy + times * more.busy

@@ -1,0 +1,70 @@
+"""What would make a training plan fit that does not: inputs that trade seconds for memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tracer.hardware import Cluster
+
+from ..errors import UserError
+from ..parallel.plan import Plan
+from ..predict.training import Assumptions, GpuMemory, training_memory
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Other inputs, as options of the command, and what a GPU would then hold."""
+
+    options: str
+    memory: GpuMemory
+
+
+def remedies(
+    program: Program, plan: Plan, cluster: Cluster | str, *, seq: int = 4096,
+    assume: Assumptions | None = None,
+) -> list[Remedy]:  # fmt: skip
+    """Memory of `plan` with more computed again, activations in FP8, or moments in BF16.
+
+    Memory only. Those come first that change least; ones that the model cannot have are left out.
+    """
+    assume = assume or Assumptions()
+    ways = [(f"--recompute {r}", replace(plan, recompute=r), assume)
+            for r in ("selective", "full")]  # fmt: skip
+    latent = replace(plan, recompute="latent")
+    ways.append(("--recompute latent --kept fp8", latent, replace(assume, kept="fp8")))
+    ways = [way for way in ways if (way[1], way[2]) != (plan, assume)]
+    if plan.moments == "fp32":
+        ways = [("--moments bf16", replace(plan, moments="bf16"), assume), *ways, *(
+            (f"{options} --moments bf16", replace(other, moments="bf16"), inputs)
+            for options, other, inputs in ways
+        )]  # fmt: skip
+    found = []
+    for options, other, inputs in ways:
+        try:
+            memory = training_memory(program, other, cluster, seq=seq, assume=inputs)
+        except UserError:  # a model or a cut that has no such thing
+            continue
+        found.append(Remedy(options, memory))
+    return found
+
+
+def advice(found: list[Remedy]) -> str:
+    """One line: the inputs that make it fit, or how near the best of them comes."""
+    if not found:
+        return "no other --recompute, --kept or --moments is known for this plan"
+    fitting: list[str] = []
+    for remedy in found:
+        # What fits without a change of moments does so with one.
+        if remedy.memory.fits and not any(remedy.options.startswith(o) for o in fitting):
+            fitting.append(remedy.options)
+    if fitting:
+        return f"would fit with {', or '.join(fitting)}"
+    best = min(found, key=lambda remedy: remedy.memory.total)
+    return (
+        f"does not fit with {best.options} either, the best of --recompute, --kept and --moments: "
+        f"{best.memory.total / 1e9:,.1f} GB; take more GPUs, --pp, --ep or --zero"
+    )
