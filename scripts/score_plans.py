@@ -87,7 +87,7 @@ def deepseek_training() -> TrainingStep:
         "pp=16 ep=64 dp=128 zero=1 micro_batches=120 schedule=dualpipe recompute=latent "
         "moments=bf16"
     )
-    assume = Assumptions(gradients="fp32", kept="fp8", headroom=Headroom(0.03), capacity=H100_BYTES)
+    assume = Assumptions(gradients="fp32", kept="fp8", headroom=Headroom(0.03))
     return predict_training(
         deepseek(), plan, "h800_ib", seq=4096, assume=assume, money=Money(2.0, 14.8e12)
     )

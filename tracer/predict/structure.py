@@ -1,11 +1,11 @@
 """The layers of a plan as building blocks: traced once a structure, reused by every plan.
 
 What a rank runs for one layer depends on how the layer is cut (`tp`, `ep`, `cp`, sequences at
-once, what is computed again), not on how many stages or replicas there are. So four one-layer
-stages of a short model are traced: the first with the embedding, a dense layer, an expert layer,
-the last with the output head; any stage of any plan is a sum of them. What this leaves out is the
-kernels that would fuse across two layers; `tests/predict/test_plan_blocks.py` holds it against
-stages traced as a whole.
+once, what is computed again), not on how many stages or replicas there are. So one-layer stages of
+short models are traced: the first with the embedding, a dense layer, an expert layer, the last with
+the output head, of which the layer is taken off again; any stage of any plan is a sum of them. What
+this leaves out is the kernels that would fuse across two layers; `tests/predict/test_plan_blocks.py`
+holds it against stages traced as a whole.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..capture.workload import Workload
 
 EMBEDDING, DENSE, EXPERTS, HEAD = "embedding", "dense", "experts", "head"
+PLAIN = "plain"  # a dense layer in front of nothing and behind nothing: what a head is measured on
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Structure:
         """One block, from the cache where its structure has been there."""
         plan = self.plan
         if kind == HEAD:
-            last, plain = self._block(HEAD, _cut(plan, 1)), self._block(EXPERTS, _cut(plan, 1))
+            last, plain = self._block(HEAD, _cut(plan, 1)), self._block(PLAIN, _cut(plan, 1))
             return last.minus(plain)
         if self.kept == "fp8":
             moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
@@ -263,16 +264,19 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
 
     config = program.config
     dense = sum(not config.is_moe(i) for i in range(config.num_hidden_layers))
-    first = min(dense, 2)
+    if kind in (HEAD, PLAIN):  # on dense layers: the room that experts need would hide a head's
+        layers, first, place = 3, 3, 2 if kind == HEAD else 1
+    else:
+        first = min(dense, 2)
+        layers = first + 2
+        places = {EMBEDDING: 0, DENSE: 1 if first > 1 else 0, EXPERTS: max(first, 1)}
+        place = places[kind]
     short = ReferenceProgram(
-        f"{program.name} ({first + 2} layers)",
-        {**program.raw, "num_hidden_layers": first + 2, "first_k_dense_replace": first},
+        f"{program.name} ({layers} layers)",
+        {**program.raw, "num_hidden_layers": layers, "first_k_dense_replace": first},
         program.dtype,
     )
-    places = {EMBEDDING: 0, DENSE: 1 if first > 1 else 0, EXPERTS: first, HEAD: first + 1}
-    if first < 2:
-        places = {EMBEDDING: 0, DENSE: 0, EXPERTS: 1, HEAD: first + 1}
-    return short, places[kind]
+    return short, place
 
 
 def measure(ledger: Ledger, cut: Plan, passes: Passes) -> Block:
