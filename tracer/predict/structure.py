@@ -3,9 +3,9 @@
 What a rank runs for one layer depends on how the layer is cut (`tp`, `ep`, `cp`, sequences at
 once, what is computed again), not on how many stages or replicas there are. So one-layer stages of
 short models are traced: the first with the embedding, a dense layer, an expert layer, the last with
-the output head, of which the layer is taken off again; any stage of any plan is a sum of them. What
-this leaves out is the kernels that would fuse across two layers; `tests/predict/test_plan_blocks.py`
-holds it against stages traced as a whole.
+the output head, of which the layer is taken off again; any stage of any plan is a sum of them.
+What this leaves out is the kernels that would fuse across two layers;
+`tests/predict/test_plan_blocks.py` holds it against stages traced as a whole.
 """
 
 from __future__ import annotations
