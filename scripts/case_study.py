@@ -8,7 +8,6 @@ Half a minute on two cores. The claims are in scripts/case_claims/, a chapter a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,25 +16,20 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from case_claims import Case, rows  # noqa: E402
 from case_claims.page import page  # noqa: E402
+from pages import write_or_check  # noqa: E402
 
 PAGE = ROOT / "docs" / "case_study.md"
 
 
-def main() -> int:
-    """Write the page, or say whether it is as it would be written."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    options = parser.parse_args()
+def written() -> str:
+    """The page."""
     case = Case()
-    text = page(case, rows(case))
-    if not options.check:
-        PAGE.write_text(text)
-        print(f"wrote {PAGE.relative_to(ROOT)}")
-        return 0
-    if PAGE.is_file() and PAGE.read_text() == text:
-        return 0
-    print(f"{PAGE.relative_to(ROOT)} is not what scripts/case_study.py writes: run it")
-    return 1
+    return page(case, rows(case))
+
+
+def main() -> int:
+    """Write or compare."""
+    return write_or_check(PAGE, written, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ it is compared with is a trace of the same model.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT / "tests" / "analytic"))
 import seed_report_rules as rules  # noqa: E402
 import seed_report_studies as studies  # noqa: E402
 import seed_report_traced as traced  # noqa: E402
+from pages import write_or_check  # noqa: E402
 from seed_report_claims import Claim, claims  # noqa: E402
 from seed_report_rules import ATTENTION, EMBEDDING, EXPERTS, FFN, HEAD, Line  # noqa: E402
 from seed_report_traced import Point, TracedLine  # noqa: E402
@@ -295,17 +295,7 @@ def table_rows() -> list[list[str]]:
 
 def main() -> int:
     """Write or compare."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--check", action="store_true", help="fail if the page is out of date")
-    args = options.parse_args()
-    written = page()
-    if not args.check:
-        PAGE.write_text(written)
-        return 0
-    if PAGE.exists() and PAGE.read_text() == written:
-        return 0
-    print(f"{PAGE} is out of date: run python scripts/compare_seed.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, page, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Its numbers come from its rules (tests/analytic/seed_report_*.py), ours from the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "analytic"))
 
 import seed_report_rules as rules
 import seed_report_studies as studies
+from pages import write_or_check
 from seed_tables import TABLES
 
 from tracer.full_report import studied
@@ -318,17 +318,7 @@ def row(what: str, theirs: Any, mine: Any, show: Callable[[Any], str]) -> list[s
 
 def main() -> int:
     """Write or compare."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--check", action="store_true", help="fail if the page is out of date")
-    args = options.parse_args()
-    written = page()
-    if not args.check:
-        PAGE.write_text(written)
-        return 0
-    if PAGE.exists() and PAGE.read_text() == written:
-        return 0
-    print(f"{PAGE} is out of date: run python scripts/seed_beside.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, page, __doc__ or "")
 
 
 if __name__ == "__main__":
