@@ -98,10 +98,12 @@ class StepModel:
             for name in ("published", "moved")
         ]
         self._totals = Table([*totals, *counted, self._sent], self._derived)
+        self._everywhere: dict[float, list[tuple[Maxima | Family, frozenset[str]]]] = {}
 
     def fix(self, values: Mapping[str, float]) -> None:
         """Take other defaults; points that do not give these names are at them."""
         self.defaults |= values
+        self._everywhere.clear()
 
     @property
     def networked(self) -> bool:
@@ -128,7 +130,7 @@ class StepModel:
         values = Values({**self.defaults, **fixed, **axis}, self._derived)
         varying = frozenset(axis)
         sums = np.zeros((4, size))
-        for part, _ in self.parts({}):
+        for part, _ in self._parts_at(points):
             seconds, compute, memory, latency = part.waits(values, varying, size)
             works = compute >= memory
             busy = seconds - latency
@@ -147,7 +149,7 @@ class StepModel:
         axis, fixed = self._split(points)
         size = len(next(iter(axis.values()))) if axis else 1
         values = Values({**self.defaults, **fixed, **axis}, self._derived)
-        found = [part.waits(values, frozenset(axis), size) for part, _ in self.parts({})]
+        found = [part.waits(values, frozenset(axis), size) for part, _ in self._parts_at(points)]
         return (
             np.concatenate([waits.compute for waits in found]),
             np.concatenate([waits.memory for waits in found]),
@@ -159,7 +161,11 @@ class StepModel:
 
     def parts(self, ranges: Mapping[str, Range]) -> list[tuple[Maxima | Family, frozenset[str]]]:
         """Rows by what of `ranges` they depend on: a part, and those names."""
-        sms = ranges.get("sms", (0.0, self.defaults.get("sms", float("inf"))))[1]
+        return self._grouped(ranges, ranges.get("sms", (0.0, self.defaults.get("sms", np.inf)))[1])
+
+    def _grouped(
+        self, ranges: Mapping[str, Range], sms: float
+    ) -> list[tuple[Maxima | Family, frozenset[str]]]:
         box, swept = Box(ranges, self.defaults, self._derived), frozenset(ranges)
         groups: dict[Any, list[Any]] = {}
         for row, kind, needs in zip(self.rows, self._kinds, self._needs, strict=True):
@@ -177,6 +183,13 @@ class StepModel:
                 more = (self._derived, self._calibration, conditions)
                 found.append((Family(family[0], family[1], kinds, *more), needs))
         return found
+
+    def _parts_at(self, points: Mapping[str, Any]) -> list[tuple[Maxima | Family, frozenset[str]]]:
+        """Parts that hold for any points on a chip of as many SMs as these have at most."""
+        sms = float(np.max(points.get("sms", self.defaults.get("sms", np.inf))))
+        if sms not in self._everywhere:
+            self._everywhere[sms] = self._grouped({}, sms)
+        return self._everywhere[sms]
 
     def values(self, given: Mapping[str, Any]) -> Values:
         """Atoms at `given`, everything else at its default."""
