@@ -78,11 +78,6 @@ class Maxima:
         self._sum = Table([added(*linear), *gaps, *others[::3], *others[1::3], *others[2::3]],
                           derived)  # fmt: skip
 
-    @property
-    def undecided(self) -> int:
-        """Rows that the box does not put on one side."""
-        return self._gaps + self._others
-
     def seconds(self, values: Values, varying: frozenset[str], size: int) -> Array:
         """[points] seconds of all rows, at points inside of the box."""
         coefficients, groups = self._sum.at(values, varying, size)

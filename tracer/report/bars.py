@@ -89,22 +89,6 @@ def draw_held(
     axes.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def draw_tornado(
-    figure: Any, rows: Sequence[tuple[str, float, float]], middle: float, label: str, title: str
-) -> None:
-    """From low to high around `middle`, largest swing on top."""
-    axes = figure.add_subplot()
-    for row, (_, low, high) in enumerate(rows):
-        axes.barh(row, middle - low, 0.6, left=low, color="#2f7fb8")
-        axes.barh(row, high - middle, 0.6, left=middle, color="#c2562f")
-    axes.axvline(middle, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=SMALL)
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.set_title(title, fontsize=10)
-    axes.grid(True, axis="x", color=GRID, linewidth=0.6)
-
-
 def draw_curves(
     figure: Any, curves: Sequence[tuple[str, Sequence[float], Sequence[float], str, str]],
     labels: tuple[str, str], title: str, marks: Sequence[tuple[str, float]] = (),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..capture.records import OPTIMIZER as OPTIMIZER_PASS
 from ..capture.records import Op, Trace
-from ..cost import Kernel, Ledger, Part
+from ..cost import Kernel, Part
 from ..machine.roofline import KernelTime
 
 ATTENTION, EXPERTS, FEED_FORWARD, PRODUCTS = "attention", "experts", "feed-forward", "products"
@@ -87,11 +87,6 @@ class Categories:
             if any(_below(top, above) for top in self._attention):
                 return path
             path = above
-
-
-def categories_of(ledger: Ledger) -> Categories:
-    """The categories of the trace behind `ledger`."""
-    return Categories(ledger.trace)
 
 
 def _below(path: str, top: str) -> bool:
