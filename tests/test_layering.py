@@ -1,8 +1,8 @@
 """The import graph, read from the sources: stages import only from stages before them.
 
-algebra < capture < cost < machine < parallel < predict < study < report < session, run. `errors`
-and `tracer.hardware` are leaves that everybody may use; `tracer.models` knows nothing of the
-tracer. Only the capture may import torch when it is itself imported.
+algebra < capture < cost < machine < profiles < parallel < predict < study < report < session, run.
+`errors` and `tracer.hardware` are leaves that everybody may use; `tracer.models` knows nothing of
+the tracer. Only the capture may import torch when it is itself imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("algebra", "capture", "cost", "machine", "parallel", "predict", "study", "report", "top")
+STAGES = (
+    "algebra",
+    "capture",
+    "cost",
+    "machine",
+    "profiles",
+    "parallel",
+    "predict",
+    "study",
+    "report",
+    "top",
+)
 LEAVES = ("errors", "hardware")
 # Torch and whatever pulls it in or costs as much.
 HEAVY = ("torch", "transformers", "matplotlib", "sympy", "scipy", "pandas", "huggingface_hub")

@@ -21,8 +21,15 @@ from tracer.hardware import Chip, load_chip
 from .cost import NAIVE, price
 from .errors import UserError
 from .machine import Timing
-from .matching import Match, Matching, Predicted, against_model, from_ledger, on_its_own
-from .profiled import MeasuredKernel, Profile, ProfileError, read_profile
+from .profiles import MeasuredKernel, Profile, ProfileError, read_profile
+from .profiles.matching import (
+    Match,
+    Matching,
+    Predicted,
+    against_model,
+    from_ledger,
+    on_its_own,
+)
 
 
 class Gap(NamedTuple):

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from tracer.hardware import Chip
 
-from .capture.records import Op, Storage, TensorRef, Trace
-from .cost import NAIVE, Ledger, price
-from .cost.work import UNMODELLED
-from .machine import Timing, time_ledger
-from .profiled import Argument, MeasuredKernel, MeasuredOp, Profile
+from ..capture.records import Op, Storage, TensorRef, Trace
+from ..cost import NAIVE, Ledger, price
+from ..cost.work import UNMODELLED
+from ..errors import UserError
+from ..machine import Timing, time_ledger
+from .records import Argument, MeasuredKernel, MeasuredOp, Profile
 
 # Codes of c10::ScalarType, as the profiler writes them for an argument `dtype`.
 _CODES = {
@@ -184,8 +185,6 @@ def on_its_own(profile: Profile, chip: Chip, timing: Timing) -> Matching:
 
 def _replayed(op: MeasuredOp, chip: Chip, timing: Timing) -> Predicted:
     """Run the op once on meta tensors of the recorded shapes, and price what was recorded."""
-    from .errors import UserError
-
     try:
         trace = _replay(op)
         modelled = trace is not None
@@ -206,7 +205,7 @@ def _replay(op: MeasuredOp) -> Trace | None:
     """The records of `op` on meta tensors; None where torch has no such op or cannot run it."""
     import torch
 
-    from .capture import Capture
+    from ..capture import Capture
 
     space, _, name = op.name.partition("::")
     packet = getattr(getattr(torch.ops, space, None), name, None) if name else None
@@ -281,7 +280,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _bare(op: MeasuredOp) -> Trace:
     """An op that torch does not know, as its inputs alone."""
     trace = Trace()
-    from .capture.records import FORWARD, Call
+    from ..capture.records import FORWARD, Call
 
     refs: list[TensorRef] = []
     for shape, dtype in zip(op.shapes(), op.dtypes(), strict=True):
