@@ -27,6 +27,7 @@ from tracer.models.shards import CheckpointError, open_checkpoint
 from tracer.models.weight_rows import COLUMNS, SIGMA, grouped, worst_underflow
 
 from .errors import UserError
+from .progress import progress
 from .report.text import plural, si, size
 
 
@@ -138,14 +139,22 @@ def _agreement(found: Any, examples: int = 3) -> Iterator[str]:
 
 
 def _stats(options: argparse.Namespace) -> str:
-    from tracer.models.weight_stats import weight_stats
+    from tracer.models.weight_stats import measured_entries, weight_stats
 
     if not options.sigma > 0:
         raise UserError(f"--sigma {options.sigma}: give a number above 0")
-    rows = weight_stats(open_checkpoint(options.source), sigma=options.sigma)
+    source = open_checkpoint(options.source)
+    rows = weight_stats(source, sigma=options.sigma)
     if options.csv is not None:
         rows = written_rows(rows, options.csv, COLUMNS)
-    found = list(rows)
+    weights = sum(entry.numel for entry in measured_entries(source))
+    found, done = [], 0
+    with progress() as say:
+        say("reading weights", 0, weights)
+        for row in rows:
+            found.append(row)
+            done += row.count
+            say(row.name, done, weights)
     if options.json:
         return json.dumps(stats_document(options.source, found), indent=1)
     return render_stats(options.source, found, options.top)

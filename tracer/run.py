@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
 
 from .errors import UserError
+from .progress import progress
 
 if TYPE_CHECKING:
     from .capture.program import Program
@@ -164,7 +164,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
 
     conventions, timing = assumptions(options.assume, Conventions, Timing)
     fold = not options.full
-    with _progress() as say:
+    with progress() as say:
         say(f"building {options.hf_config or options.module or options.exported}")
         program = program_of(options)
         phases = available(program, asked)
@@ -299,18 +299,6 @@ def assumptions(given: list[str], *kinds: Any) -> list[Any]:
         except ValueError:
             raise UserError(f"--assume {item!r}: {text!r} is not a number") from None
     return [kind(**{k: v for k, v in values.items() if known[k] is kind}) for kind in kinds]
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A spinner with what is being done, on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda message: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from .cost.conventions import Conventions
 from .errors import UserError, did_you_mean
 from .machine import Timing
 from .machine.symbolic import StepModel
+from .progress import Say, progress
 from .run import EXECUTIONS, PHASES, assumptions
 from .study.closed import EP, Closed
 from .study.engine import OBJECTIVES, TOKENS, Job
@@ -99,10 +100,17 @@ class _Asked(NamedTuple):
     cache: Cache
     point: dict[str, float]
     axes: list[Axis]
+    say: Say
 
 
 def _run(options: argparse.Namespace) -> None:
-    asked = _checked(options)
+    with progress() as say:
+        documents, texts = _answers(options, _checked(options, say))
+    print(json.dumps(documents, indent=1) if options.json else "\n\n".join(texts))
+
+
+def _answers(options: argparse.Namespace, asked: _Asked) -> tuple[list[Any], list[str]]:
+    """Every sweep and study as a document and as text."""
     chip = load_chip(options.chip)
     documents: list[Any] = []
     texts: list[str] = []
@@ -118,14 +126,12 @@ def _run(options: argparse.Namespace) -> None:
 
             keep("sweep", shown(table), [table])
     for name in dict.fromkeys(options.study):
+        asked.say(f"study {name}")
         _study(name, asked, chip, keep)
-    if options.json:
-        print(json.dumps(documents, indent=1))
-    else:
-        print("\n\n".join(texts))
+    return documents, texts
 
 
-def _checked(options: argparse.Namespace) -> _Asked:
+def _checked(options: argparse.Namespace, say: Say) -> _Asked:
     """Whatever can be refused before anything is traced, is."""
     for flag, value, known in (
         ("--phase", options.phase, PHASES), ("--exec", options.exec, EXECUTIONS),
@@ -161,13 +167,15 @@ def _checked(options: argparse.Namespace) -> _Asked:
     if batch == 1:
         del point["B"]
     cache = Cache(None) if options.no_cache else Cache.of_user()
-    return _Asked(structure, timing, cache, point, axes)
+    return _Asked(structure, timing, cache, point, axes, say)
 
 
 def _closed(
     asked: _Asked, chip: Any, names: set[str], structure: Structure | None = None
 ) -> tuple[Closed, StepModel]:
-    closed = closed_form(structure or asked.structure, asked.cache)
+    structure = structure or asked.structure
+    asked.say(f"tracing {structure.phase} with symbols")
+    closed = closed_form(structure, asked.cache)
     if EP in names | asked.point.keys():
         closed = closed.over_experts()
     model = StepModel(closed.rows, chip, asked.timing, closed.scope, closed.network)
@@ -198,8 +206,12 @@ def _sweep(
         return [with_ones(closed, model, *alone, asked.axes, title)]
     grid = check_axes(closed, model, asked.axes, os.cpu_count() or 1)
     job = Job(closed, model, grid, options.top, options.by, options.pareto, options.fits)
+    asked.say(f"{grid.size:,} points")
     with executor_for(options.executor, grid.size) as executor:
-        found, tables = run(job, executor=executor, path=options.csv, title=title)
+        found, tables = run(
+            job, executor=executor, path=options.csv, title=title,
+            tell=lambda done, whole: asked.say(f"{done:,} of {whole:,} points", done, whole),
+        )  # fmt: skip
     count = f"{found.points:,} points"
     if options.fits:
         count += f", of which {found.feasible:,} fit"

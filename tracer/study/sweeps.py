@@ -10,7 +10,7 @@ import csv
 import os
 import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -119,8 +119,9 @@ def _main_peak(model: StepModel) -> str:
 
 
 def run(
-    job: Job, *, executor: Executor | None = None, path: Path | None = None, title: str = ""
-) -> tuple[Found, list[SweepTable]]:
+    job: Job, *, executor: Executor | None = None, path: Path | None = None, title: str = "",
+    tell: Callable[[int, int], None] | None = None,
+) -> tuple[Found, list[SweepTable]]:  # fmt: skip
     """The whole sweep: a summary, and a table for each of top, front and (if few) all points.
 
     Args:
@@ -128,6 +129,7 @@ def run(
         executor: runs the tasks; None runs them here.
         path: a CSV file for every point; while it grows it is called `.partial`.
         title: of the tables.
+        tell: is given points done and points in all, after every task.
     """
     every = path is not None or (job.grid.size <= SHOWN and not job.top and not job.pareto)
     job = replace(job, every=every)
@@ -148,6 +150,8 @@ def run(
                 rows.append(part.rows)
             first += part.points
             parts.append(part._replace(rows=None))
+            if tell is not None:
+                tell(first, job.grid.size)
     found = merge(job, parts)
     tables = []
     if rows:
