@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -19,9 +18,10 @@ from torch.optim.optimizer import (
 )
 
 from ..errors import UserError
-from . import compat
+from . import compat, remembered
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
+from .collector import without_collector
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
@@ -40,6 +40,8 @@ class Capture:
         fold: trace a few layers of each kind of the list that holds this many, and count them for
             all (see `fold.py`); 0 traces every layer.
         sizes: the symbols of a run on fake tensors (see `symbolic.py`).
+        remember: find the result of an op on meta tensors once (see `remembered.py`). For runs of
+            which nobody else watches the ops: other dispatch modes would not see all of them.
 
     Raises:
         UserError: for a compiled module, whose ops torch hides from every dispatch mode.
@@ -52,6 +54,7 @@ class Capture:
         attention: str = "fused",
         fold: int = 0,
         sizes: Sizes | None = None,
+        remember: bool = False,
     ) -> None:
         if attention not in ("fused", "naive"):
             raise UserError(f"attention={attention!r}: choose 'fused' or 'naive'")
@@ -72,6 +75,8 @@ class Capture:
         if sizes is not None:
             self._recorder.simplify = without_whole_slices
             self._recorder.runner = runner
+        elif remember:
+            self._recorder.runner = remembered.runner
         self._context = contextlib.ExitStack()
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()
@@ -118,7 +123,7 @@ class Capture:
         if not self._done:
             return Trace()
         if self._trace is None:
-            with _without_collector():
+            with without_collector():
                 self._trace = self._records()
         return self._trace
 
@@ -210,18 +215,6 @@ def _with_counts(ops: list[Op], stack: ModuleStack) -> list[Op]:
                 found = layers
         times.append(found)
     return [op if times[op.call] == 1 else op._replace(times=times[op.call]) for op in ops]
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Build many small objects at once: none of them is garbage, so nobody needs to look."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
