@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tracer.capture import Capture, remembered
 
@@ -89,18 +90,33 @@ def test_tensors_with_data_run_as_they_are():
     assert remembered.runner(aten.sqrt.default)(x).tolist() == [1.0, 2.0]
 
 
+def trained(model):
+    for parameter in model.parameters():
+        parameter.grad = None
+    with Capture(model) as capture:
+        model(meta(5, 8)).square().mean().backward()
+    return capture.trace
+
+
 def test_a_capture_that_remembers_records_the_same_trace():
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4))
     model.to("meta")
-
-    def run(remember):
-        for parameter in model.parameters():
-            parameter.grad = None
-        with Capture(model, remember=remember) as capture:
-            model(meta(5, 8)).square().mean().backward()
-        return capture.trace
-
-    plain, first, second = run(False), run(True), run(True)
+    before = remembered._outcome.cache_info()
+    with FlopCounterMode(display=False) as counter:  # below the capture: every op has to run
+        plain = trained(model)
+    assert remembered._outcome.cache_info() == before
+    # 5 rows through two linears, forward and two products back, the first without its input's.
+    assert counter.get_total_flops() == 2 * 5 * (2 * 8 * 16 + 3 * 16 * 4)
+    first, second = trained(model), trained(model)
+    assert remembered._outcome.cache_info().hits > before.hits
     assert plain.ops == first.ops == second.ops
     assert plain.storages == first.storages == second.storages
     assert plain.calls == second.calls
+
+
+def test_a_mode_inside_of_the_capture_sees_every_op():
+    model = nn.Linear(8, 16, device="meta")
+    for _ in range(2):
+        with Capture(model), FlopCounterMode(display=False) as counter:
+            model(meta(5, 8))
+        assert counter.get_total_flops() == 2 * 5 * 8 * 16

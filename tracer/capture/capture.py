@@ -40,8 +40,6 @@ class Capture:
         fold: trace a few layers of each kind of the list that holds this many, and count them for
             all (see `fold.py`); 0 traces every layer.
         sizes: the symbols of a run on fake tensors (see `symbolic.py`).
-        remember: find the result of an op on meta tensors once (see `remembered.py`). For runs of
-            which nobody else watches the ops: other dispatch modes would not see all of them.
 
     Raises:
         UserError: for a compiled module, whose ops torch hides from every dispatch mode.
@@ -54,7 +52,6 @@ class Capture:
         attention: str = "fused",
         fold: int = 0,
         sizes: Sizes | None = None,
-        remember: bool = False,
     ) -> None:
         if attention not in ("fused", "naive"):
             raise UserError(f"attention={attention!r}: choose 'fused' or 'naive'")
@@ -75,8 +72,6 @@ class Capture:
         if sizes is not None:
             self._recorder.simplify = without_whole_slices
             self._recorder.runner = runner
-        elif remember:
-            self._recorder.runner = remembered.runner
         self._context = contextlib.ExitStack()
         self._unfold = contextlib.ExitStack()
         self._folds: tuple[Fold, ...] = ()
@@ -93,6 +88,8 @@ class Capture:
         enter(self._unfold)
         enter(self._stack)
         enter(_optimizer_hooks(self))
+        if self._sizes is None and not compat.dispatch_mode_active():
+            self._recorder.runner = remembered.runner  # nobody below waits to see every op
         enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         return self

@@ -170,7 +170,7 @@ class _Rank:
 
     def _watched(self, attention: str, fold: bool) -> Capture:
         layers = self.layers if fold else 0
-        return Capture(self.model, attention=attention, fold=layers, remember=True)
+        return Capture(self.model, attention=attention, fold=layers)
 
     def serving(self, attention: str, fold: bool) -> Trace:
         """A prefill or a decode step."""
