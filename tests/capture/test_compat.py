@@ -391,3 +391,14 @@ def test_a_fake_of_a_meta_tensor_shares_its_storage():
             assert key == compat.storage_key(fake.untyped_storage())
         same = compat.storage_key(x.untyped_storage()) == key
         assert same == (device == "meta")
+
+
+def test_an_active_dispatch_mode_is_known():
+    assert not compat.dispatch_mode_active()
+    with Watch(lambda func, args, out: None):
+        assert compat.dispatch_mode_active()
+    with FakeTensorMode():
+        assert compat.dispatch_mode_active()
+    with torch.device("meta"):  # a function mode sees no ops
+        assert not compat.dispatch_mode_active()
+    assert not compat.dispatch_mode_active()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -19,9 +18,10 @@ from torch.optim.optimizer import (
 )
 
 from ..errors import UserError
-from . import compat
+from . import compat, remembered
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
+from .collector import without_collector
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace
@@ -88,6 +88,8 @@ class Capture:
         enter(self._unfold)
         enter(self._stack)
         enter(_optimizer_hooks(self))
+        if self._sizes is None and not compat.dispatch_mode_active():
+            self._recorder.runner = remembered.runner  # nobody below waits to see every op
         enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         return self
@@ -118,7 +120,7 @@ class Capture:
         if not self._done:
             return Trace()
         if self._trace is None:
-            with _without_collector():
+            with without_collector():
                 self._trace = self._records()
         return self._trace
 
@@ -210,18 +212,6 @@ def _with_counts(ops: list[Op], stack: ModuleStack) -> list[Op]:
                 found = layers
         times.append(found)
     return [op if times[op.call] == 1 else op._replace(times=times[op.call]) for op in ops]
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Build many small objects at once: none of them is garbage, so nobody needs to look."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ __all__ = [
     "current_graph_task_id",
     "decompose",
     "depends_on_data",
+    "dispatch_mode_active",
     "efficient_attention_backward_on_meta",
     "fake_mode",
     "fake_of",
@@ -153,6 +154,13 @@ def silent_propagation() -> Iterator[None]:
 def writes(func: Any) -> bool:
     """Whether the op's schema says that it writes one of its arguments."""
     return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+
+
+def dispatch_mode_active() -> bool:
+    """Whether anybody's dispatch mode is on; those that come on later see an op first."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return _get_current_dispatch_mode() is not None
 
 
 def no_dispatch_modes() -> Any:

@@ -168,6 +168,10 @@ class _Rank:
             self.model.whole_logits(out[:, -1:])  # what the next token is sampled from
         return out
 
+    def _watched(self, attention: str, fold: bool) -> Capture:
+        layers = self.layers if fold else 0
+        return Capture(self.model, attention=attention, fold=layers)
+
     def serving(self, attention: str, fold: bool) -> Trace:
         """A prefill or a decode step."""
         from tracer.models import KVCache
@@ -179,8 +183,7 @@ class _Rank:
             length=capacity - 1 if decode else 0, layers=range(self.layers),
         )  # fmt: skip
         x = self.input()
-        layers = self.layers if fold else 0
-        with torch.no_grad(), Capture(self.model, attention=attention, fold=layers) as capture:
+        with torch.no_grad(), self._watched(attention, fold) as capture:
             capture.mark("kv", cache.latents.values())
             out = self.forward(x, cache)
             del out
@@ -191,11 +194,11 @@ class _Rank:
         from tracer.models.parallel_loss import vocab_parallel_loss
         from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
-        model, layers = self.model, self.layers if fold else 0
+        model = self.model
         x = self.input()
         targets = torch.zeros(self.work.batch, self.seq, dtype=torch.long, device=META)
         share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
-        with Capture(model, attention=attention, fold=layers) as capture:
+        with self._watched(attention, fold) as capture:
             out = self.forward(x)
             if self.last:
                 out = vocab_parallel_loss(out, targets, self.layout.attention, share)

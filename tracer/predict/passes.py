@@ -6,7 +6,6 @@ as the trace has them; which of the messages hide behind compute is for the call
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +137,19 @@ def beyond(whole: Passes, part: Passes) -> Passes:
     )  # fmt: skip
 
 
+class Message(NamedTuple):
+    """A collective of a rank's program: its op, its group, bytes of all launches, and the dtypes of
+    what it sends and of what the collective before it sent ("" for the first).
+    """
+
+    name: str
+    axis: str
+    nbytes: float
+    launches: int
+    dtype: str
+    before: str
+
+
 @dataclass(frozen=True)
 class Links:
     """How a plan's groups lie in a cluster, and how expert-parallel ranks exchange tokens.
@@ -156,20 +168,20 @@ class Links:
     kernel: str = "normal"
     skew: float = 1.0
 
-    def segment(self, kernel: Kernel, dtype: str, before: str) -> Segment:
+    def segment(self, message: Message) -> Segment:
         """Seconds of a collective, all its launches together.
 
         The counts of rows and the FP32 scales of FP8 rows travel with the rows in DeepEP's kernels:
         they cost nothing of their own there.
         """
-        (axis, nbytes), launches = next(iter(kernel.cost.messages.items())), kernel.launches
+        axis, dtype, launches = message.axis, message.dtype, message.launches
         group = self.groups.get(axis)
         if group is None or group.ranks == 1:
             return Segment(axis, 0.0)
-        one = nbytes / launches
-        exchange = axis == "ep" and kernel.name == "all_to_all_single" and self.kernel != "nccl"
+        one = message.nbytes / launches
+        exchange = axis == "ep" and message.name == "all_to_all_single" and self.kernel != "nccl"
         if exchange and self.routing is not None:
-            if dtype.startswith("int") or (dtype == "float32" and before == "uint8"):
+            if dtype.startswith("int") or (dtype == "float32" and message.before == "uint8"):
                 return Segment(axis, 0.0)
             precision = DEEPEP_DTYPES.get(dtype, "bf16")
             per = {"uint8": 1.0}.get(dtype, token_bytes(1, precision))
@@ -178,7 +190,7 @@ class Links:
                 kernel=self.kernel, precision=precision, skew=self.skew,
             )  # fmt: skip
         else:
-            time = self.network.time(_COLLECTIVES[kernel.name], one, group)
+            time = self.network.time(_COLLECTIVES[message.name], one, group)
         return Segment(axis, launches * float(time.seconds), sms=time.sms)
 
 
@@ -191,8 +203,21 @@ _COLLECTIVES = {
 }  # fmt: skip
 
 
+class _Launch(NamedTuple):
+    """A kernel of a pass, or a message, in its place; `seconds` of all launches together."""
+
+    direction: str
+    launches: int
+    message: Message | None = None
+    seconds: float = 0.0
+    slowed: float = 0.0
+    weight: bool = False
+    kind: str = ""
+    once: bool = False
+
+
 class Clocked:
-    """A ledger with the seconds of its kernels: all that no link changes.
+    """A rank's program in seconds: all that no link changes. Neither trace nor ledger is kept.
 
     Args:
         ledger: of a rank's trace.
@@ -201,76 +226,84 @@ class Clocked:
     """
 
     def __init__(self, ledger: Ledger, network: Network, timing: Timing) -> None:
-        self.ledger, chip = ledger, network.cluster.chip
+        chip = network.cluster.chip
         times = time_ledger(ledger, chip, timing)
-        self.alone = {id(k.kernel): k.total for k in times.kernels}
-        self.slowed = self.alone
+        alone = {id(k.kernel): k.total for k in times.kernels}
+        slowed = alone
         if any(k.kind == COLLECTIVE for k in ledger.kernels):
             held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
             away = time_ledger(ledger, chip, held)
-            self.slowed = {id(k.kernel): k.total for k in away.kernels}
-        self.weights = weight_gradients(ledger)
+            slowed = {id(k.kernel): k.total for k in away.kernels}
+        self.cost = Cost.sum(k.cost for k in ledger.kernels if k.phase != OPTIMIZER)
+        self.optimizer = 0.0
+        self.hops = {FORWARD: 0.0, BACKWARD: 0.0}
+        self.reduced: dict[str, float] = {}
+        self.launches: list[_Launch] = []
+        weights, before = weight_gradients(ledger), ""
+        for kernel in ledger.kernels:
+            direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
+            if kernel.kind == COLLECTIVE:
+                dtype = next(ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
+                axis, nbytes = next(iter(kernel.cost.messages.items()))
+                if self._goes_through(kernel.name, axis, nbytes, direction):
+                    message = Message(kernel.name, axis, nbytes, kernel.launches, dtype, before)
+                    self.launches.append(_Launch(direction, kernel.launches, message))
+                    before = dtype
+            elif direction == OPTIMIZER:
+                self.optimizer += alone[id(kernel)]
+            else:
+                makes = direction == BACKWARD and all(p.op in weights for p in kernel.parts)
+                once = kernel.name == CAST and set(kernel.cost.read) == {"weights"}
+                self.launches.append(_Launch(
+                    direction, kernel.launches, None, alone[id(kernel)], slowed[id(kernel)],
+                    makes, kernel.kind, once,
+                ))  # fmt: skip
 
-    @functools.cached_property
-    def cost(self) -> Cost:
-        """Of the micro-batch, forward and backward."""
-        return Cost.sum(k.cost for k in self.ledger.kernels if k.phase != OPTIMIZER)
+    def _goes_through(self, name: str, axis: str, nbytes: float, direction: str) -> bool:
+        """Whether a message is one of the passes': notes what stages and data ranks exchange."""
+        if axis == "pp":
+            if name == "isend":
+                self.hops[direction] += nbytes
+            return False
+        over_data = direction == OPTIMIZER or axis in ("dp", "edp", "stage")
+        if over_data and name.startswith(("reduce_scatter", "all_reduce")):
+            self.reduced[axis] = self.reduced.get(axis, 0.0) + nbytes
+        return direction != OPTIMIZER
 
     def passes(self, links: Links, *, attention: float = 1.0) -> Passes:
         """The passes with their messages over `links`.
 
-        `attention`: factor on fused attention, for context-parallel ranks whose trace shows only
-        their own keys.
+        `attention`: factor on the seconds of fused attention, for context-parallel ranks whose
+        trace shows only their own keys.
         """
         chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
-        hops = {FORWARD: 0.0, BACKWARD: 0.0}
-        reduced: dict[str, float] = {}
-        once, optimizer, before, launches = 0.0, 0.0, "", 0
-        for kernel in self.ledger.kernels:
-            direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
-            if kernel.kind == COLLECTIVE:
-                dtype = next(self.ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
-                axis = next(iter(kernel.cost.messages))
-                if axis == "pp":
-                    if kernel.name == "isend":
-                        hops[direction] += sum(kernel.cost.messages.values())
-                    continue
-                if direction == OPTIMIZER or axis in ("dp", "edp", "stage"):
-                    if kernel.name.startswith(("reduce_scatter", "all_reduce")):
-                        size = sum(kernel.cost.messages.values())
-                        reduced[axis] = reduced.get(axis, 0.0) + size
-                    if direction == OPTIMIZER:
-                        continue
-                chains[direction].append((links.segment(kernel, dtype, before), kernel.launches))
-                before = dtype
+        once, launches = 0.0, 0
+        for item in self.launches:
+            if item.message is not None:
+                chains[item.direction].append((links.segment(item.message), item.launches))
                 continue
-            if direction == OPTIMIZER:
-                optimizer += self.alone[id(kernel)]
+            launches += item.launches
+            factor = attention if item.kind == ATTENTION else 1.0
+            factor *= links.skew if item.kind == GROUPED_GEMM else 1.0
+            seconds, slowed = item.seconds * factor, item.slowed * factor
+            if item.once:
+                once += seconds if item.direction == FORWARD else 0.0
                 continue
-            launches += kernel.launches
-            factor = attention if kernel.kind == ATTENTION else 1.0
-            factor *= links.skew if kernel.kind == GROUPED_GEMM else 1.0
-            seconds, slowed = self.alone[id(kernel)] * factor, self.slowed[id(kernel)] * factor
-            if kernel.name == CAST and set(kernel.cost.read) == {"weights"}:
-                once += seconds if direction == FORWARD else 0.0
-                continue
-            makes = direction == BACKWARD and all(p.op in self.weights for p in kernel.parts)
-            chains[direction].append(
-                (Segment(COMPUTE, seconds, max(slowed, seconds), weight=makes), kernel.launches)
-            )
-        cost = self.cost
-        if attention != 1:
-            kernels = (k for k in self.ledger.kernels if k.phase != OPTIMIZER)
-            cost = Cost.sum(_scaled(k, attention) for k in kernels)
+            segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
+            chains[item.direction].append((segment, item.launches))
         return Passes(
-            _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, hops[FORWARD],
-            hops[BACKWARD], cost, reduced, optimizer, launches,
+            _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, self.hops[FORWARD],
+            self.hops[BACKWARD], self.cost, self.reduced, self.optimizer, launches,
         )  # fmt: skip
 
 
 def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
     """The passes of the program that `ledger` prices, see `Clocked`."""
-    return Clocked(ledger, links.network, timing).passes(links, attention=attention)
+    passes = Clocked(ledger, links.network, timing).passes(links, attention=attention)
+    if attention == 1:
+        return passes
+    kernels = (k for k in ledger.kernels if k.phase != OPTIMIZER)
+    return replace(passes, cost=Cost.sum(_scaled(k, attention) for k in kernels))
 
 
 def _scaled(kernel: Kernel, attention: float) -> Cost:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..capture.collector import without_collector
 from ..capture.records import Trace
 from ..cost import Conventions, Ledger, price
 from ..cost.onepass import one_pass
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ..capture.workload import Workload
 
 EMBEDDING, DENSE, EXPERTS, HEAD = "embedding", "dense", "experts", "head"
-PLAIN = "plain"  # a dense layer in front of nothing and behind nothing: what a head is measured on
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,7 @@ class Structure:
         """One block, from the cache where its structure has been there."""
         plan = self.plan
         if kind == HEAD:
-            last, plain = self._block(HEAD, _cut(plan, 1)), self._block(PLAIN, _cut(plan, 1))
-            return last.minus(plain)
+            return self._of(HEAD).minus(self._of(DENSE))
         if self.kept == "fp8":
             moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
             tokens = self.workload.tokens // plan.cp
@@ -239,22 +238,24 @@ def _measured(
     program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
     kernels: Kernels, exchange: str, skew: float, groups: tuple[tuple[str, Group], ...],
 ) -> Block:  # fmt: skip
-    clocked = _clocked(program, workload, cut, kind, network, kernels)
+    clocked, held = _clocked(program, workload, cut, kind, network, kernels)
     links = Links(network, dict(groups), routing_of(program, cut), exchange, skew)
-    return measure(clocked.ledger, cut, clocked.passes(links))
+    return held.block(clocked.passes(links))
 
 
 @functools.lru_cache(maxsize=256)
 def _clocked(
     program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
     kernels: Kernels,
-) -> Clocked:  # fmt: skip
+) -> tuple[Clocked, Held]:  # fmt: skip
     short, place = _short(program, kind)
     plan = replace(cut, pp=short.layers)
-    trace = rank_trace(
-        short, workload, plan, rank=place * plan.ranks_per_stage, stage=place, fold=False
-    )
-    return Clocked(kernels.ledger(trace), network, kernels.timing)
+    with without_collector():
+        trace = rank_trace(
+            short, workload, plan, rank=place * plan.ranks_per_stage, stage=place, fold=False
+        )
+        ledger = kernels.ledger(trace)
+        return Clocked(ledger, network, kernels.timing), held_by(ledger, cut)
 
 
 @functools.lru_cache(maxsize=64)
@@ -264,13 +265,12 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
 
     config = program.config
     dense = sum(not config.is_moe(i) for i in range(config.num_hidden_layers))
-    if kind in (HEAD, PLAIN):  # on dense layers: the room that experts need would hide a head's
+    if kind in (DENSE, HEAD):  # a head on a dense layer: the room that experts need would hide it
         layers, first, place = 3, 3, 2 if kind == HEAD else 1
     else:
         first = min(dense, 2)
         layers = first + 2
-        places = {EMBEDDING: 0, DENSE: 1 if first > 1 else 0, EXPERTS: max(first, 1)}
-        place = places[kind]
+        place = 0 if kind == EMBEDDING else max(first, 1)
     short = ReferenceProgram(
         f"{program.name} ({layers} layers)",
         {**program.raw, "num_hidden_layers": layers, "first_k_dense_replace": first},
@@ -279,28 +279,54 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
     return short, place
 
 
-def measure(ledger: Ledger, cut: Plan, passes: Passes) -> Block:
-    """The bytes of a ledger's rank, with one micro-batch in flight."""
+class Held(NamedTuple):
+    """What a rank's program holds, with one micro-batch in flight: a block without its seconds."""
+
+    weights: float
+    saved: float
+    shared: float
+    working: float
+    kv: float
+    master: float
+    training: bool
+    zero: int
+    rest: str  # the axis over which gradients are summed that no message of the trace shows
+    itemsize: float
+    numel: float
+
+    def block(self, passes: Passes) -> Block:
+        """The block that runs `passes`."""
+        count: dict[str, float] = {}
+        if self.training:
+            count = {axis: nbytes / self.itemsize for axis, nbytes in passes.reduced.items()}
+            left = self.numel - sum(count.values())
+            if self.zero <= 1 and left > 0:
+                count[self.rest] = count.get(self.rest, 0.0) + left
+        return Block(
+            passes, self.weights, self.saved, self.shared, self.working, self.kv, count, self.master
+        )
+
+
+def held_by(ledger: Ledger, cut: Plan) -> Held:
+    """The bytes and parameters of a ledger's rank."""
     memory = rank_memory(ledger, cut, 0)
     trace = ledger.trace
+    training = trace.header.get("phase") == "training"
     trained = [p for p in trace.parameters if p.trainable and not p.buffer]
     whole = [p for p in trained if not p.name.rpartition(".")[2].startswith("shard_")]
-    count: dict[str, float] = {}
-    if trace.header.get("phase") == "training":
-        item = max((p.nbytes // max(p.numel, 1) for p in trained), default=2)
-        count = {axis: nbytes / item for axis, nbytes in passes.reduced.items()}
-        if cut.zero <= 1:
-            total = sum(p.numel for p in whole)
-            left = total - sum(count.values())
-            axis = "edp" if cut.ep > 1 else "dp"
-            if left > 0:
-                count[axis] = count.get(axis, 0.0) + left
-    shared = memory.shared if trace.header.get("phase") == "training" else 0
+    shared = memory.shared if training else 0
     fp32 = all(p.dtype == "float32" for p in trained) and trained
-    return Block(
-        passes, memory.weights, memory.activations - shared, shared, memory.working, memory.kv,
-        count, 0.0 if fp32 else 4.0,
+    return Held(
+        memory.weights, memory.activations - shared, shared, memory.working, memory.kv,
+        0.0 if fp32 else 4.0, training, cut.zero, "edp" if cut.ep > 1 else "dp",
+        max((p.nbytes // max(p.numel, 1) for p in trained), default=2),
+        sum(p.numel for p in whole),
     )  # fmt: skip
+
+
+def measure(ledger: Ledger, cut: Plan, passes: Passes) -> Block:
+    """The block of a ledger's rank that runs `passes`."""
+    return held_by(ledger, cut).block(passes)
 
 
 __all__ = ["Block", "Kernels", "Sizes", "Structure", "groups_on", "routing_of", "together"]
