@@ -32,7 +32,7 @@ FORMAT = Format(
     sections={
         "peak": ((), PRECISIONS),
         "vector": ((), PRECISIONS),
-        "memory": (("capacity", "bandwidth"), ()),
+        "memory": (("capacity", "bandwidth"), ("usable",)),
         "cache": (("l2",), ()),
         "link": (("bandwidth", "domain"), ()),
         "nic": (("bandwidth",), ()),
@@ -65,6 +65,7 @@ class Chip:
 
     `peak` has dense matrix rates and `vector` the non-matrix ones, by precision. `link_bandwidth`
     and `nic_bandwidth` count one direction. What a file leaves out is None (`vector`: empty).
+    `memory_capacity` is the datasheet's, `memory_usable` what programs on the chip are given.
     `sources` maps the dotted key of every number in the file to where that number is from.
     `calibration` holds fitted constants by kernel family; a chip may have none.
     """
@@ -76,6 +77,7 @@ class Chip:
     peak: Mapping[str, float] = field(hash=False)
     memory_capacity: float
     memory_bandwidth: float
+    memory_usable: float | None = None
     vector: Mapping[str, float] = field(default_factory=dict, hash=False)
     l2: float | None = None
     link_bandwidth: float | None = None
@@ -105,6 +107,15 @@ class Chip:
         if precision in self.vector:
             text += f" (vector units alone: {precision})"
         raise ChipError(text)
+
+    @property
+    def memory_given(self) -> float:
+        """Bytes that all of a chip's programs have, their contexts included.
+
+        What the runtime calls its total (cudaMemGetInfo) where a source says so, else the
+        datasheet's. An "80 GB" GPU has 80 GiB of HBM, of which the driver keeps about 1 %.
+        """
+        return self.memory_capacity if self.memory_usable is None else self.memory_usable
 
     def ridge(self, precision: str) -> float:
         """Arithmetic intensity where the memory roof meets the compute roof, in FLOP/byte.
@@ -174,6 +185,7 @@ def _build(path: Path, data: Mapping[str, Any]) -> Chip:
         vector=figures.get("vector", {}),
         memory_capacity=figures["memory"]["capacity"],
         memory_bandwidth=figures["memory"]["bandwidth"],
+        memory_usable=figure("memory", "usable"),
         l2=figure("cache", "l2"),
         link_bandwidth=figure("link", "bandwidth"),
         link_domain=count("link", "domain"),

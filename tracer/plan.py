@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overlap", action="store_true", help="serving: two micro-batches that hide messages")
     add("--imbalance", type=float, metavar="X", help="busiest expert rank over the mean")
     add("--reserve", type=float, default=0.1, metavar="X", help="share of memory kept free (0.1)")
-    add("--capacity", type=float, metavar="BYTES", help="of a GPU, where not the datasheet's")
+    add("--capacity", type=float, metavar="BYTES", help="of a GPU; default what the chip file says")
     add("--tokens-budget", type=float, metavar="N", help="tokens of a whole run (14.8e12)")
     add("--price", type=float, metavar="USD", help="of a GPU hour; default the cluster file's")
     add("--assume", action="append", default=[], metavar="NAME=VALUE",

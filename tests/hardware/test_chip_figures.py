@@ -200,6 +200,22 @@ def test_narrower_precision_is_no_slower(chip_id: str) -> None:
             assert 0.99 <= peak[narrow] / peak[wide] <= most
 
 
+# What nvidia-smi shows, MiB: modal-labs/modal-client#2797 and thundergolfer.com's table of Modal's
+# GPUs. The driver keeps 0.4 to 1.1 % of it from programs.
+SMI = {"h100_sxm": 81_559, "h200_sxm": 143_771, "a100_sxm": 81_920, "l40s": 46_068}
+
+
+def test_usable_memory() -> None:
+    for chip_id, mebibytes in SMI.items():
+        assert 0.988 < load_chip(chip_id).memory_given / (mebibytes * 2**20) < 0.997, chip_id
+    for chip in map(load_chip, chip_ids()):
+        if chip.memory_usable is None:
+            assert chip.memory_given == chip.memory_capacity
+        else:  # stacks of GiB where the datasheet has GB, less the driver's share
+            assert 0.99 < chip.memory_given / chip.memory_capacity < 2**30 / 1e9, chip.id
+            assert "memory.usable" in chip.sources
+
+
 def test_listing_does_not_import_torch() -> None:
     code = "import sys, tracer.hardware as h; h.load_chip('h200'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

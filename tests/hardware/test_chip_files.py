@@ -40,6 +40,9 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
     assert chip.nic_bandwidth is chip.l2 is chip.sm_count is chip.clock is chip.tdp is None
     assert (chip.vector, chip.note) == ({}, "")
     assert chip.sources["memory.capacity"] == "made up"
+    assert (chip.memory_usable, chip.memory_given) == (None, 10e9)
+    more = GOOD.replace("[link]", 'usable = { value = 10.5e9, source = "made up" }\n[link]')
+    assert load_chip(write(tmp_path, more, "more.toml")).memory_given == 10.5e9
     assert pickle.loads(pickle.dumps(chip)) == chip
     assert hash(chip) == hash(load_chip(tmp_path / "toy.toml"))
 

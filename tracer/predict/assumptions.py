@@ -57,8 +57,8 @@ class Assumptions:
         imbalance: rows of the busiest expert-parallel rank over the mean; None takes what chance
             makes of even routing (`parallel.experts`).
         gradients: type in which gradients are kept and summed: "parameter" or "fp32".
-        capacity: bytes of a GPU where it is not the datasheet's: an "80 GB" H100 reports
-            81,559 MiB.
+        capacity: bytes of a GPU; None takes what the chip gives its programs
+            (`Chip.memory_given`: 84.9e9 on an "80 GB" H100).
         kept: activations for the backward: "trace", as the traced program has them, or "fp8", as
             DeepSeek-V3 was trained (see `kept`).
     """

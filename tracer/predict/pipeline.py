@@ -77,7 +77,7 @@ class GpuMemory:
             return ""
         return (
             f"does not fit: {self.total / 1e9:,.1f} GB ({self}) and a reserve of "
-            f"{self.reserve / 1e9:.1f} GB in {self.capacity / 1e9:g} GB"
+            f"{self.reserve / 1e9:.1f} GB in {self.capacity / 1e9:.4g} GB"
         )
 
     def __str__(self) -> str:
@@ -261,7 +261,7 @@ class Timed:
         """Of the fullest rank."""
         found = []
         activations = peak_bytes(self.schedule, self.held)
-        capacity = self.assume.capacity or float(self.network.cluster.chip.memory_capacity)
+        capacity = self.assume.capacity or float(self.network.cluster.chip.memory_given)
         item = 4.0 if self.assume.gradients == "fp32" else 2.0
         for rank, stages in enumerate(self.schedule.stages_of_rank):
             mine = [self.blocks[s] for s in stages]

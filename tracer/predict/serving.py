@@ -211,7 +211,7 @@ def predict_serving(
         "" if memory.fits else (
             f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
             f"{max(b.kv for b in blocks) * assume.micro_batches / 1e9:.1f}) and a reserve of "
-            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:g} GB"
+            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:.4g} GB"
         ),
     )  # fmt: skip
     if not solve:
@@ -264,7 +264,7 @@ def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:
 
 def _memory(blocks: list[Block], assume: Serving, cluster: Cluster) -> GpuMemory:
     """Of the fullest stage; caches stand under activations."""
-    capacity = float(cluster.chip.memory_capacity)
+    capacity = float(cluster.chip.memory_given)
     found = [
         GpuMemory(
             b.weights, 0.0, 0.0, b.kv * assume.micro_batches, b.working * assume.micro_batches,

@@ -183,7 +183,7 @@ def _too_big(
     from tracer.hardware import load_cluster
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
-    capacity = assume.capacity or float(found.chip.memory_capacity)
+    capacity = assume.capacity or float(found.chip.memory_given)
     model: Any = program
     experts, others = parameters_of(model)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
