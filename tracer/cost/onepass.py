@@ -57,7 +57,7 @@ def one_pass(ledger: Ledger) -> Ledger:
 
     roles = storage_roles(ledger.trace)
     parts = {p.op: p for p in ledger.parts()}
-    kernels = [k for k in (_without(k, taken) for k in ledger.kernels) if k is not None]
+    kernels = [k for k in (without(k, taken) for k in ledger.kernels) if k is not None]
     kernels += [_cast(ledger, sorted(m), parts, readers, roles) for m in casts]
     kernels.sort(key=lambda k: k.parts[-1].op)
     return replace(ledger, kernels=tuple(kernels))
@@ -97,7 +97,8 @@ def _members(
     return found
 
 
-def _without(kernel: Kernel, taken: set[int]) -> Kernel | None:
+def without(kernel: Kernel, taken: set[int]) -> Kernel | None:
+    """What is left of a kernel without the ops `taken`; None if nothing is."""
     left = tuple(part for part in kernel.parts if part.op not in taken)
     if len(left) == len(kernel.parts):
         return kernel

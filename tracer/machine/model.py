@@ -44,6 +44,7 @@ class Conditions:
     portable: bool = False  # attention kernels in an older generation's instructions
     fp32_as: str = "fp32"  # precision that FP32 products run at
     vector_rows: bool = False  # gathers stream whole rows
+    sustained: bool = False  # matrix kernels run at the clock that a long load settles at
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,15 @@ def group_seconds(group: Group, cal: Calibration, conditions: Conditions) -> Est
     precision = group.precision
     if precision == "fp32" and conditions.fp32_as in cal.chip.peak:
         precision = conditions.fp32_as
+    if conditions.sustained:
+        cal = cal.with_value("power", "settle", _AT_ONCE)
     r = cal.rates(precision, clock=conditions.clock, reserved_sms=conditions.reserved_sms)
     r = r._replace(matrix=r.matrix * conditions.matrix, memory=r.memory * conditions.memory)
     seconds: Estimate = _FAMILIES[group.family](group.columns, r, cal, conditions)
     return seconds
+
+
+_AT_ONCE = 1e-12  # s: no kernel is as short
 
 
 def families_of(group: Group) -> tuple[str, ...]:

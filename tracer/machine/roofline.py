@@ -30,6 +30,7 @@ _CHOICES = {
     "fp32_matmul": ("fp32", "tf32"),
     "attention": ("best", "portable"),
     "rows": ("torch", "vector"),
+    "load": ("kernel", "sustained"),
 }
 
 
@@ -55,6 +56,10 @@ class Timing:
         rows: rows found by index move as torch's `index_select` does it ("torch", measured), or in
             kernels that copy whole rows with vector loads ("vector", at the speed of a stream), as
             the permutations of Transformer Engine and DeepEP do.
+        load: "kernel", matrix kernels slow down with their own length, as they were measured: some
+            45 launches in a row of one alone, so that a short one ends before the chip's power
+            controller steps in. "sustained": it has, as after seconds of training, and all run at
+            the clock that it leaves (`Power.sag`).
     """
 
     model: str = "kernels"
@@ -68,6 +73,7 @@ class Timing:
     reserved_sms: float = 0.0
     attention: str = "best"
     rows: str = "torch"
+    load: str = "kernel"
 
     def __post_init__(self) -> None:
         for name in ("launch", "host"):
@@ -113,6 +119,8 @@ class Timing:
             lines.append("attention kernels in an older generation's instructions")
         if self.rows == "vector":
             lines.append("rows found by index move with vector loads, at the speed of a stream")
+        if self.load == "sustained" and self.model == KERNELS:
+            lines.append("matrix kernels at the clock that a long load settles at")
         return lines
 
     def _efficiencies(self) -> str:
@@ -126,6 +134,7 @@ class Timing:
         return Conditions(
             self.clock, self.reserved_sms, self.matmul_efficiency, self.memory_efficiency,
             self.attention == "portable", self.fp32_matmul, self.rows == "vector",
+            self.load == "sustained",
         )  # fmt: skip
 
     @classmethod

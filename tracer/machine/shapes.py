@@ -62,7 +62,7 @@ def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
     if flops and kernel.kind in (GEMM, CONV):
         found = _product(op, flops, moved, precision)
     elif flops and kernel.kind == GROUPED_GEMM:
-        found = _grouped(op, flops, moved)
+        found = _grouped(op, flops, moved, precision)
     elif flops and kernel.kind == ATTENTION:
         found = _attention(op, flops, recomputed, kernel, ledger.conventions.causal)
     if found is not None:
@@ -122,7 +122,7 @@ def _block_scaled(op: Op) -> bool:
     )
 
 
-def _grouped(op: Op, flops: Any, moved: Any) -> Found:
+def _grouped(op: Op, flops: Any, moved: Any, precision: str) -> Found:
     """Rows [R, K] times [E, K, N]: experts that are read follow from the bytes of the ledger."""
     tensors = list(op.inputs())
     x, out = tensors[0], op.outputs[0]
@@ -131,7 +131,8 @@ def _grouped(op: Op, flops: Any, moved: Any) -> Found:
         if not batch * m * n:
             return None
         k = flops / (2 * batch * m * n)
-        return "gemm", {"m": m, "n": n, "k": k, "batch": batch, "moved": moved}
+        family = "gemm_fp8_block" if precision in SMALL else "gemm"
+        return family, {"m": m, "n": n, "k": k, "batch": batch, "moved": moved}
     if len(x.shape) != 2 or not x.numel:
         return None
     rows, k = (_number(size) for size in x.shape)
