@@ -48,6 +48,18 @@ def test_a_gradient_bucket_behind_the_backward():
     )  # fmt: skip
 
 
+def test_a_chain_that_is_ahead():
+    # compute |a1 a1|b1 b1|a2|    the second chain starts a turn later:
+    # comm          |m a  m a|    its message queues behind the first chain's
+    first = [compute("a1", 2), comm("ma", 2), compute("a2", 1)]
+    second = [compute("b1", 2), comm("mb", 2)]
+    names = [op.name for op in interleave(first, second, lead=1)]
+    assert names == ["a1", "ma", "b1", "a2", "mb"]
+    assert [op.name for op in interleave(first, second)] == ["a1", "b1", "ma", "mb", "a2"]
+    found = schedule(interleave(first, second, lead=1))
+    assert (found.total, found.exposed) == (6, 1)
+
+
 def layer(batch, attention, dispatch, experts, combine):
     return [
         compute(f"attention {batch}", attention), comm(f"dispatch {batch}", dispatch),

@@ -15,7 +15,9 @@ from tracer.machine import Timing
 from tracer.parallel.memory import Headroom
 from tracer.parallel.plan import Plan
 from tracer.predict import predict
-from tracer.predict.serving import Serving, predict_serving
+from tracer.predict.passes import Segment
+from tracer.predict.pipeline import two_streams
+from tracer.predict.serving import Serving, _two, predict_serving
 from tracer.predict.structure import Kernels
 
 PLAIN = Kernels(Timing(), casts="traced")
@@ -35,7 +37,7 @@ def serve(text: str, phase: str, batch: int, **assumed):
 def test_one_gpu_serves_as_the_model_that_is_not_cut(phase):
     work = Workload(phase, 4, 256, 512)
     whole = predict(work, price(record(small(), work)), load_cluster(H100).chip, Timing())
-    one = serve("tp=1", phase, 4)
+    one = serve("tp=1", phase, 4, engine="traced")
     assert one.seconds == pytest.approx(whole.times.step, rel=1e-9)
     assert one.tokens_per_s == pytest.approx(whole.tokens_per_s)
     assert one.kv == whole.memory.kv
@@ -50,6 +52,41 @@ def test_messages_are_exposed_with_one_micro_batch_and_hidden_with_two():
     two = serve("dp=16 ep=16", "prefill", 8, micro_batches=2)
     assert two.exposed < two.communication
     assert two.seconds >= max(two.compute, two.communication)
+
+
+def test_an_engine_runs_fewer_kernels_than_the_program():
+    for phase in ("prefill", "decode"):
+        traced = serve("dp=16 ep=16", phase, 8, engine="traced")
+        fused = serve("dp=16 ep=16", phase, 8)
+        assert fused.compute < traced.compute
+        assert fused.communication == traced.communication
+        assert fused.memory == traced.memory
+        assert any("DeepEP's" in note for note in fused.notes)
+    everything = serve("dp=16 ep=16", "decode", 8, exchange="nccl")
+    assert not any("rows themselves" in note for note in everything.notes)
+
+
+def test_five_stages_hide_what_turns_do_not():
+    # A layer: attention 8, dispatch 2, experts 1, combine 4. In turns the combine of one batch has
+    # the experts of the other to hide behind, 1 of 4; in five stages half an attention, all of it.
+    layer = [
+        Segment("", 8.0, 8.0), Segment("ep", 2.0), Segment("", 1.0, 1.0), Segment("ep", 4.0),
+    ]  # fmt: skip
+    chain = tuple(layer * 10)
+    turns, staged = two_streams(chain, chain), _two(chain, "decode")
+    assert _two(chain, "prefill") == turns
+    assert staged.compute == turns.compute == 2 * 10 * 9
+    # At the end the second batch has nobody to hide behind: its dispatch less the first's experts
+    # is in the open, and its combine.
+    assert staged.total == pytest.approx(180 + 2 + 4)
+    # In turns: experts of the second wait 1 for their rows; the first's combine, behind that
+    # dispatch, keeps the next layer waiting 3, and both combines the end of the step 7.
+    assert turns.total == pytest.approx(180 + 10 * 1 + 9 * 3 + 7)
+
+
+def test_messages_of_tensor_parallel_ranks_keep_their_turns():
+    chain = (Segment("", 6.0, 6.0), Segment("tp", 1.0), Segment("", 1.0, 1.0), Segment("ep", 4.0))
+    assert _two(chain, "decode") == two_streams(chain, chain)
 
 
 def test_eager_launches_bound_a_small_decode():
@@ -97,3 +134,5 @@ def test_what_cannot_be_served_is_refused_in_one_line():
         serve("dp=99999", "decode", 2)
     with pytest.raises(UserError, match="weights"):
         Serving(weights="int4")
+    with pytest.raises(UserError, match="engine='vllm': choose fused or traced"):
+        Serving(engine="vllm")

@@ -28,7 +28,7 @@ def one_pass(ledger: Ledger) -> Ledger:
     """`ledger` with every cast to FP8 as one kernel named `CAST`.
 
     A cast is the op that rounds FP32 to FP8, all elementwise ops and reductions behind it up to a
-    tensor in another precision, and a transposing copy of its result if nobody else reads that.
+    tensor in another precision, and transposing copies of its results if nobody else reads those.
     """
     ops = ledger.trace.ops
     flow = Dataflow(ops)
@@ -47,9 +47,10 @@ def one_pass(ledger: Ledger) -> Ledger:
     for index, op in enumerate(ops):
         if index in kernel_of and _rounds(op):
             members = _members(index, ops, flow, kernel_of) - taken
-            after = readers.get(index, [])
-            if after and all(_copies(ops[i]) and ops[i].phase == op.phase for i in after):
-                members |= set(after)
+            for made in sorted(members):
+                after = [i for i in readers.get(made, []) if i not in members]
+                if after and all(_copies(ops[i]) and ops[i].phase == op.phase for i in after):
+                    members |= set(after)
             taken |= members
             casts.append(members)
     if not casts:
@@ -72,7 +73,8 @@ def _rounds(op: Op) -> bool:
 
 
 def _copies(op: Op) -> bool:
-    return op.overload_packet == "aten.clone" and op.outputs[0].dtype.startswith("float8")
+    kind = op.outputs[0].dtype if op.outputs else ""
+    return op.overload_packet == "aten.clone" and kind.startswith(("float8", "float32"))
 
 
 def _is_view(op: Op) -> bool:

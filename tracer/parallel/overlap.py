@@ -166,17 +166,20 @@ def _check(ops: Sequence[StreamOp]) -> None:
                 raise UserError(f"operation {op.name!r} waits for {name!r}, which is not there")
 
 
-def interleave(*chains: Iterable[StreamOp]) -> list[StreamOp]:
+def interleave(*chains: Iterable[StreamOp], lead: int = 0) -> list[StreamOp]:
     """Chains that each run in order, taking turns: micro-batches, or F and B of DualPipe.
 
     Every operation waits for the one before it in its chain; the streams take the first of each
     chain, the second of each, and so on, so that one chain computes while another is on the wire.
+    `lead`: turns that each chain is ahead of the one behind it.
     """
-    linked = []
-    for chain in chains:
+    linked: list[list[StreamOp | None]] = []
+    for number, chain in enumerate(chains):
         ops = list(chain)
         linked.append([
-            replace(op, after=(*op.after, ops[i - 1].name)) if i else op for i, op in enumerate(ops)
+            *[None] * (lead * number),
+            *(replace(op, after=(*op.after, ops[i - 1].name)) if i else op
+              for i, op in enumerate(ops)),
         ])  # fmt: skip
     turns = itertools.zip_longest(*linked)
     return [op for turn in turns for op in turn if op is not None]

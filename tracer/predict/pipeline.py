@@ -352,8 +352,8 @@ def _message(network: Network, op: str, nbytes: float, group: Group) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def two_streams(forward: Chain, backward: Chain) -> overlap.Overlap:
-    """A forward and a backward of two micro-batches, interleaved on two streams."""
+def two_streams(forward: Chain, backward: Chain, lead: int = 0) -> overlap.Overlap:
+    """Passes of two micro-batches on two streams; `lead` as in `overlap.interleave`."""
     chains = []
     for name, chain in (("f", forward), ("b", backward)):
         chains.append([
@@ -363,4 +363,4 @@ def two_streams(forward: Chain, backward: Chain) -> overlap.Overlap:
             )
             for i, s in enumerate(chain)
         ])  # fmt: skip
-    return overlap.schedule(overlap.interleave(*chains))
+    return overlap.schedule(overlap.interleave(*chains, lead=lead))

@@ -2,12 +2,16 @@
 
 An instance is all GPUs of the plan; its data ranks run `micro_batch` sequences each. With two
 micro-batches in flight (arXiv 2412.19437, section 3.4) half of the sequences compute while the
-other half is on the wire: two chains on two in-order streams. Not modelled: queueing, chunked
-prefill, a prefill between decode steps, prefix caches, speculative decoding, sampling on the host.
+other half is on the wire: two chains on two in-order streams. In decode what stands in front of a
+dispatch is cut in two, and one chain is two turns ahead of the other: the five stages of
+deepseek-ai/open-infra-index, day 6, in the order that SGLang gives them (`operations_strategy.py`,
+`tbo_delta_stages=2`). Not modelled: queueing, chunked prefill, a prefill between decode steps,
+prefix caches, speculative decoding, sampling on the host.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +22,10 @@ from ..errors import UserError
 from ..parallel.expert_exchange import ep_tpot_limit
 from ..parallel.memory import Headroom, RankMemory, largest
 from ..parallel.network import Network, network_of
+from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
 from .imbalance import expert_skew
+from .passes import COMPUTE, Chain
 from .pipeline import GpuMemory, two_streams
 from .program import Stages, stages_of
 from .structure import Block, Kernels
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from ..capture.program import Program
 
 PREFILL, DECODE = "prefill", "decode"
+_AHEAD = 2  # of the five stages
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Serving:
         imbalance: rows of the busiest expert-parallel rank over the mean; None: what chance makes
             of even routing.
         weights: "fp8" serves a transformers model with FP8 linears.
+        engine: "fused", a reference model's kernels are those of serving engines
+            (`Kernels.served`), or "traced".
     """
 
     kernels: Kernels = field(default_factory=Kernels)
@@ -51,12 +60,15 @@ class Serving:
     exchange: str | None = None
     imbalance: float | None = None
     weights: str | None = None
+    engine: str = "fused"
 
     def __post_init__(self) -> None:
         if self.micro_batches not in (1, 2):
             raise UserError(f"micro_batches={self.micro_batches}: 1, or 2 that overlap")
         if self.weights not in (None, "fp8"):
             raise UserError(f"weights={self.weights!r}: fp8, or as traced")
+        if self.engine not in ("fused", "traced"):
+            raise UserError(f"engine={self.engine!r}: choose fused or traced")
         if self.exchange not in (None, "normal", "low_latency", "nccl"):
             raise UserError(f"exchange={self.exchange!r}: choose normal, low_latency or nccl")
         if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
@@ -176,6 +188,8 @@ def predict_serving(
         schedule="1f1b", recompute="none", zero=0, chunks=1, moments="fp32",
     )  # fmt: skip
     exchange = assume.exchange or ("low_latency" if phase == DECODE else "normal")
+    if assume.engine == "fused" and _is_reference(program):
+        assume = replace(assume, kernels=replace(assume.kernels, served=exchange))
     tokens = seq if phase == PREFILL else 1
     if plan.world > cluster.largest:
         raise UserError(
@@ -194,7 +208,7 @@ def predict_serving(
     skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
     stages = stages_with(skew)
     blocks = stages.blocks()
-    spans = [_span(b, assume) for b in blocks]
+    spans = [_span(b, assume, phase) for b in blocks]
     hop = _hops(blocks, plan, network)
     memory = _memory(blocks, assume, cluster)
     host = sum(s[3] for s in spans)
@@ -207,7 +221,7 @@ def predict_serving(
         max(b.kv for b in blocks) * assume.micro_batches,
         _ep_limit(program, plan, cluster) if phase == DECODE else None, None, skew,
         tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
-                             _streams(assume)])),
+                             _streams(assume, phase)])),
         "" if memory.fits else (
             f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
             f"{max(b.kv for b in blocks) * assume.micro_batches / 1e9:.1f}) and a reserve of "
@@ -235,22 +249,44 @@ def predict_serving(
     return replace(step, largest_batch=largest(fits, most=1 << 16) * unit * assume.micro_batches)
 
 
-def _streams(assume: Serving) -> str:
-    if assume.micro_batches == 2:
-        return "two micro-batches, one computes while the other is on the wire"
-    return "messages are exposed: one micro-batch"
+def _is_reference(program: Program) -> bool:
+    from ..capture.reference import ReferenceProgram
+
+    return isinstance(program, ReferenceProgram)
 
 
-def _span(block: Block, assume: Serving) -> tuple[float, float, float, float]:
+def _streams(assume: Serving, phase: str) -> str:
+    if assume.micro_batches == 1:
+        return "messages are exposed: one micro-batch"
+    how = "in turns, or in five stages where that is quicker" if phase == DECODE else "in turns"
+    return f"two micro-batches, one computes while the other is on the wire: {how}"
+
+
+def _span(block: Block, assume: Serving, phase: str) -> tuple[float, float, float, float]:
     """Seconds, exposed communication, compute and host seconds of one stage."""
     passes = block.passes
     host = assume.kernels.timing.host * passes.launches * assume.micro_batches
     if assume.micro_batches == 2:
-        both = two_streams(passes.forward, passes.forward)
+        both = _two(passes.forward, phase)
         return max(both.total, host), both.exposed, both.compute, host
     messages = sum(passes.messages(FORWARD).values())
     compute = passes.seconds(FORWARD)
     return max(compute + messages, host), messages, compute, host
+
+
+def _two(chain: Chain, phase: str) -> Overlap:
+    """Two micro-batches on two streams; decode may split what is in front of a dispatch in two."""
+    plain = two_streams(chain, chain)
+    if phase != DECODE or {s.axis for s in chain} != {COMPUTE, "ep"}:
+        return plain
+    halves, messages = [], 0
+    for here, behind in itertools.pairwise([*chain, chain[-1]]):
+        dispatched = here.axis == COMPUTE and behind.axis == "ep" and messages % 2 == 0
+        half = here._replace(seconds=here.seconds / 2, slowed=here.slowed / 2)
+        halves += [half, half] if dispatched else [here]
+        messages += here.axis == "ep"
+    staged = two_streams(tuple(halves), tuple(halves), _AHEAD)
+    return min(plain, staged, key=lambda run: run.total)
 
 
 def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:

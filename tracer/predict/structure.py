@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..capture.collector import without_collector
 from ..capture.records import Trace
 from ..cost import Conventions, Ledger, price
+from ..cost.joined import joined as joined_products
 from ..cost.onepass import one_pass
+from ..cost.routed import served
 from ..errors import UserError
 from ..machine import Timing
 from ..parallel.expert_traffic import Routing
@@ -47,11 +49,14 @@ class Kernels:
             permutations that expert-parallel systems use.
         casts: "one_pass", FP8 casts read their source once (see `cost.onepass`), or "traced".
         conventions: how FLOPs and bytes are counted.
+        served: as serving engines run a forward, around an exchange of experts ("normal",
+            "low_latency", "nccl"): see `cost.joined` and `cost.routed`. None: as traced.
     """
 
     timing: Timing = field(default_factory=lambda: Timing(rows="vector"))
     casts: str = "one_pass"
     conventions: Conventions = field(default_factory=Conventions)
+    served: str | None = None
 
     def __post_init__(self) -> None:
         if self.casts not in ("one_pass", "traced"):
@@ -60,13 +65,23 @@ class Kernels:
     def ledger(self, trace: Trace) -> Ledger:
         """The ledger of a trace under these assumptions."""
         ledger = price(trace, self.conventions)
-        return one_pass(ledger) if self.casts == "one_pass" else ledger
+        ledger = one_pass(ledger) if self.casts == "one_pass" else ledger
+        if self.served is not None:
+            ledger = served(joined_products(ledger), self.served)
+        return ledger
 
     def notes(self) -> list[str]:
         """A line each."""
         lines = self.timing.notes()
         if self.casts == "one_pass":
             lines.append("FP8 casts read their source once, transposed or not")
+        if self.served is not None:
+            lines.append(
+                "products of one tensor are one, a router behind its product is one kernel"
+            )
+        if self.served in ("normal", "low_latency"):
+            how = "gathers and sums" if self.served == "normal" else "rounds, sorts and sums"
+            lines.append(f"DeepEP's {self.served.replace('_', '-')} kernels {how} rows themselves")
         return lines
 
 
