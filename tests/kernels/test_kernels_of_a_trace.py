@@ -11,6 +11,7 @@ from tracer.cost import price
 from tracer.hardware import load_chip
 from tracer.machine import Timing, time_ledger
 from tracer.machine.shapes import shape_of
+from tracer.models import fp8
 
 H200 = load_chip("h200_sxm")
 
@@ -23,6 +24,12 @@ def ledger_of(function, *inputs, execution="naive", **options):
     with torch.no_grad(), Capture(**options) as capture:
         function(*inputs)
     return price(capture.trace, execution=execution)
+
+
+def quantised(x_MK):
+    """E4M3 values and scales of a tensor that is scaled along its rows, transposed."""
+    rows, columns = x_MK.shape
+    return empty(columns, rows, dtype=fp8.E4M3), empty(columns, rows // 128, dtype=torch.float32)
 
 
 def shapes_of(function, *inputs, **options):
@@ -136,6 +143,19 @@ def test_experts_that_are_read():
     assert (values["rows"], values["k"], values["n"]) == (64, 512, 256)
     # 64 rows of one expert each: 16·(1 - (15/16)^64) experts are hit, if routing is uniform.
     assert values["active"] == pytest.approx(16 * (1 - (15 / 16) ** 64), rel=0.01)
+
+
+def test_weight_gradients_of_experts():
+    dy, x = empty(256, 512), empty(256, 1024)
+    ends = torch.empty(4, dtype=torch.int32, device="meta")
+    shape = only(lambda: torch._grouped_mm(dy.t(), x, offs=ends))  # [4, 512, 1024]
+    assert (shape.family, shape.precision) == ("gemm", "bf16")
+    small = only(lambda: fp8.grouped_wgrad(*quantised(dy), *quantised(x), ends))
+    # Block-scaled operands: not at a BF16 product's share of twice its peak.
+    assert (small.family, small.precision) == ("gemm_fp8_block", "fp8")
+    for found in (shape, small):
+        names = ("batch", "m", "n", "k")
+        assert [found.values[name] for name in names] == [4, 512, 1024, 64]
 
 
 ACCESS = ("contiguous", "scalar", "gather", "reduce")

@@ -1,0 +1,1 @@
+"""Plans beside published and measured steps: the rows of docs/plans.md."""
