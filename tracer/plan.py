@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--attention-dp", action="store_true", help="TP ranks have sequences of their own")
     add("--weights", metavar="fp8", help="serve a transformers model with FP8 linears")
     add("--overlap", action="store_true", help="serving: two micro-batches that hide messages")
+    add("--engine", default="fused", metavar="E", help="serving: an engine's kernels, or traced")
     add("--imbalance", type=float, metavar="X", help="busiest expert rank over the mean")
     add("--reserve", type=float, default=0.1, metavar="X", help="share of memory kept free (0.1)")
     add("--capacity", type=float, metavar="BYTES", help="of a GPU; default what the chip file says")
@@ -262,6 +263,7 @@ def price_plan(options: argparse.Namespace) -> TrainingStep | ServingStep:
         2 if options.overlap else 1,
         imbalance=options.imbalance,
         weights=options.weights,
+        engine=options.engine,
     )
     return predict_serving(
         program,

@@ -312,10 +312,10 @@ def speed_up(case: Case) -> Answer:
     over FP8.
     """
     products, whole, free = gains(case)
-    return assuming(
+    return wrong(
         free,
-        "the products alone. Ours is the step if quantising cost nothing (fused "
-        "into its neighbours); as separate passes over memory it takes nearly all: "
-        f"{whole:.2f}. Attention, gathers and the optimizer stay as they are",
-        products,
+        f"the products alone gain {products:.2f}, give or take 8 %, at the rates of DeepSeek's own "
+        "kernels. Ours is the step if quantising cost nothing (fused into its neighbours); as "
+        f"separate passes over memory it takes nearly all: {whole:.2f}. Attention, gathers and the "
+        "optimizer stay as they are",
     )

@@ -116,6 +116,8 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--zero", "9"), "zero=9"),
         (("--price", "-2"), "price=-2"),
         (("--imbalance", "0.2"), "imbalance=0.2"),
+        (("--phase", "decode", "--engine", "vllm"), "engine='vllm': choose fused or traced"),
+        (("--assume", "load=hot"), "load='hot': choose 'kernel' or 'sustained'"),
         (("--dp", "0"), "--dp 0"),
         (("--capacity", "80"), "--capacity 80: give bytes of a GPU, 80e9"),
         (("--search", "--gpus", "8", "--global-batch", "0"), "--global-batch 0: give at least 1"),
