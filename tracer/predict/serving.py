@@ -19,8 +19,9 @@ from ..parallel.expert_exchange import ep_tpot_limit
 from ..parallel.memory import Headroom, RankMemory, largest
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
+from .gpu_memory import GpuMemory
 from .imbalance import expert_skew
-from .pipeline import GpuMemory, two_streams
+from .pipeline import two_streams
 from .program import Stages, stages_of
 from .structure import Block, Kernels
 

@@ -11,7 +11,7 @@ What this leaves out is the kernels that would fuse across two layers;
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,6 +114,12 @@ def together(blocks: list[Block]) -> Block:
     )  # fmt: skip
 
 
+def each(blocks: Sequence[Block], value: Callable[[Block], float]) -> tuple[float, ...]:
+    """`value` of every stage's block, found once for stages that are alike and share theirs."""
+    known = {key: value(block) for key, block in {id(b): b for b in blocks}.items()}
+    return tuple(known[id(b)] for b in blocks)
+
+
 class Structure:
     """The blocks of one way to cut a model, on one cluster.
 
@@ -141,6 +147,7 @@ class Structure:
         self.kernels, self.exchange, self.skew = kernels, exchange, skew
         self.workload = replace(workload, batch=plan.micro_batch)
         self.sizes = sizes_of(program)
+        self._blocks: dict[str, Block] = {}
 
     def stage(self, stage: int) -> Block:
         """Everything of a stage."""
@@ -167,6 +174,11 @@ class Structure:
 
     def block(self, kind: str) -> Block:
         """One block, from the cache where its structure has been there."""
+        if kind not in self._blocks:
+            self._blocks[kind] = self._found(kind)
+        return self._blocks[kind]
+
+    def _found(self, kind: str) -> Block:
         plan = self.plan
         if kind == HEAD:
             return self._of(HEAD).minus(self._of(DENSE))
