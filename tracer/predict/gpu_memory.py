@@ -77,10 +77,11 @@ def fullest(
         owned = sum(owns[s] for s in stages)
         kept = owned if plan.zero >= 2 else sum(holds[s] for s in stages)
         state = owned * (max(b.master for b in mine) + 2 * MOMENTS[plan.moments])
+        held = activations[rank] + sum(b.shared for b in mine)
+        # Activations are gone when the optimizer steps; what it needs may be more than they were.
+        working = max(*(b.working for b in mine), max(b.update for b in mine) - held)
         found.append(GpuMemory(
-            sum(b.weights for b in mine), item * kept, state,
-            activations[rank] + sum(b.shared for b in mine),
-            max(b.working for b in mine), assume.headroom.buffers,
-            assume.headroom.reserve * capacity, capacity,
+            sum(b.weights for b in mine), item * kept, state, held, working,
+            assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
         ))  # fmt: skip
     return max(found, key=lambda m: m.total)
