@@ -7,6 +7,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -255,6 +256,7 @@ def _resolve_one(value: Any, refs: list[TensorRef], resolve: Resolve | None) -> 
     return _resolve(value, refs, resolve) if kind is tuple else value
 
 
+@functools.lru_cache(maxsize=4096)
 def _read_schema(func: Any) -> _Schema:
     arguments = getattr(func, "_schema", None)
     if arguments is None:  # a higher-order operator

@@ -13,15 +13,14 @@ from typing import NamedTuple
 
 from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
 from ..cost import Kernel, Ledger
-from ..cost.dataflow import Dataflow
-from ..cost.fusion import FUSIBLE
 from ..cost.onepass import CAST
-from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, REDUCTION, Cost
+from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, Cost
 from ..machine import Timing, time_ledger
 from ..parallel.expert_exchange import dispatch
 from ..parallel.expert_traffic import Routing, token_bytes
 from ..parallel.groups import Group
 from ..parallel.network import Network
+from .weight_ops import weight_gradients
 
 COMPUTE = ""
 DEEPEP_DTYPES = {"uint8": "fp8", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -328,30 +327,3 @@ def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
             elif s.seconds:
                 found.append(s)
     return tuple(found)
-
-
-def weight_gradients(ledger: Ledger) -> set[int]:
-    """Ops of the backward that serve gradients of weights alone: the products that write them, and
-    whatever only these read (operands turned round and rounded again).
-    """
-    trace = ledger.trace
-    priced = {p.op: k for k in ledger.kernels for p in k.parts}
-    flow = Dataflow(trace.ops)
-    gradients = {s for s, record in enumerate(trace.storages) if record.role == "gradients"}
-    found: set[int] = set()
-    readers: dict[int, list[int]] = {}
-    for index, op in enumerate(trace.ops):
-        for producer in flow.producers[index]:
-            if index in priced or op.name.startswith("_c10d"):
-                readers.setdefault(producer, []).append(index)
-    for index in range(len(trace.ops) - 1, -1, -1):
-        op = trace.ops[index]
-        kernel = priced.get(index)
-        if kernel is None or op.phase != BACKWARD or kernel.kind == COLLECTIVE:
-            continue
-        writes = {out.storage for out in op.outputs} | set(op.mutates)
-        after = [i for i in readers.get(index, ()) if trace.ops[i].phase == BACKWARD]
-        served = bool(after) and all(i in found for i in after)
-        if writes <= gradients or (served and kernel.kind in (*FUSIBLE, REDUCTION)):
-            found.add(index)
-    return found

@@ -24,9 +24,10 @@ from ..parallel.memory import Headroom, RankMemory, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
+from .gpu_memory import GpuMemory
 from .imbalance import expert_skew
 from .passes import COMPUTE, Chain
-from .pipeline import GpuMemory, two_streams
+from .pipeline import two_streams
 from .program import Stages, stages_of
 from .structure import Block, Kernels
 

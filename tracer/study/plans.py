@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
 
+from ..capture.collector import without_collector
 from ..errors import UserError
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
@@ -148,7 +149,11 @@ class _Task:
 
     def price(self, splits: list[Plan]) -> list[TrainingStep | Dropped]:
         """Each split priced, or why not."""
-        return [self._one(split) for split in splits]
+        found = []
+        for split in splits:
+            with without_collector():
+                found.append(self._one(split))
+        return found
 
     def _one(self, split: Plan) -> TrainingStep | Dropped:
         each = split.data_ranks * split.micro_batch
