@@ -8,6 +8,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from .collector import seldom
+
 
 class Beside:
     """A process that does what it is given, one thing after another, and answers in that order.
@@ -71,16 +73,17 @@ def beside(meanwhile: Callable[[], Any] | None = None) -> Iterator[Beside]:
 
 
 def _serve(link: Connection, meanwhile: Callable[[], Any] | None) -> None:
-    while True:
-        try:
-            work, args = link.recv()
-        except EOFError:
-            return
-        try:
-            found: tuple[Any, Any] = (work(*args), None)
-        except Exception as error:
-            found = (None, error)
-        link.send(found)
-        if meanwhile is not None and not link.poll():
-            meanwhile()
-            meanwhile = None
+    with seldom():
+        while True:
+            try:
+                work, args = link.recv()
+            except EOFError:
+                return
+            try:
+                found: tuple[Any, Any] = (work(*args), None)
+            except Exception as error:
+                found = (None, error)
+            link.send(found)
+            if meanwhile is not None and not link.poll():
+                meanwhile()
+                meanwhile = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
 
+from .collector import seldom
 from .errors import UserError
 from .progress import progress
 
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(getattr(options, axis) is not None for axis in AXES):
             run_from_main(options)
             return 0
-        _run(options, shlex.join(["tracer", *arguments]))
+        with seldom():
+            _run(options, shlex.join(["tracer", *arguments]))
     except UserError as error:
         print(f"tracer: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
