@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
 
+from .collector import seldom
 from .errors import UserError
 from .progress import progress
 
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(getattr(options, axis) is not None for axis in AXES):
             run_from_main(options)
             return 0
-        _run(options, shlex.join(["tracer", *arguments]))
+        with seldom():
+            _run(options, shlex.join(["tracer", *arguments]))
     except UserError as error:
         print(f"tracer: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -114,21 +116,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
-    from .report import files, terminal
+    _check_model(options)
+    if options.out is None:
+        _show(answer(options, command), options.json)
+        return
+    check(options)
+    from .beside import beside
+
+    with beside(meanwhile=_ready_to_draw) as other:  # before the imports, which take both a while
+        from .full_report import whole_answer
+        from .report import files
+
+        out = files.check_folder(options.out)
+        study = whole_answer(options, command, other)
+        _show(study, options.json)
+        for line in files.summary(files.write(study, out, other), out):
+            print(f"wrote {line}", file=sys.stderr)
+
+
+def _ready_to_draw() -> None:
+    from .report.pictures import warm
+
+    warm()
+
+
+def _show(study: Study, as_json: bool) -> None:
+    from .report import terminal
     from .report.document import as_document
 
-    _check_model(options)
-    out = files.check_folder(options.out) if options.out is not None else None
-    if out is None:
-        study = answer(options, command)
-    else:
-        from .full_report import whole_answer
-
-        study = whole_answer(options, command)
-    print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
-    if out is not None:
-        for line in files.summary(files.write(study, out), out):
-            print(f"wrote {line}", file=sys.stderr)
+    print(json.dumps(as_document(study), indent=1) if as_json else terminal.render(study))
 
 
 def check(

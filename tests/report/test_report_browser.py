@@ -10,7 +10,7 @@ from report_studies import formulas, study
 
 from tracer.report.blocks import Section, Widget
 from tracer.report.html import render
-from tracer.report.pictures import draw_all
+from tracer.report.pictures import Pictures
 from tracer.report.sections import build
 from tracer.report.text import si
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
 def file(tmp_path_factory):
     made = build(full_study())
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(full_study(), made, {p.name: p for p in draw_all(made)}))
+    path.write_text(render(full_study(), made, {p.name: p for p in Pictures(made)}))
     return path
 
 
@@ -60,7 +60,7 @@ def test_nothing_goes_wrong_and_nothing_is_asked_for(page):
 def test_odd_names_do_nothing(window, tmp_path):
     made = build(study("odd"))
     path = tmp_path / "report.html"
-    path.write_text(render(study("odd"), made, {p.name: p for p in draw_all(made)}))
+    path.write_text(render(study("odd"), made, {p.name: p for p in Pictures(made)}))
     window.problems.clear()
     window.open(path)
     ready(window)

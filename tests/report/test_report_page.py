@@ -12,7 +12,7 @@ from tracer.report.blocks import Diagram, Node
 from tracer.report.flow import draw
 from tracer.report.html import embedded, inline, render
 from tracer.report.page import payload
-from tracer.report.pictures import draw_all
+from tracer.report.pictures import Pictures
 from tracer.report.provenance import origin_of
 from tracer.report.sections import build
 
@@ -48,7 +48,7 @@ class Reader(HTMLParser):
 
 def page_of(name):
     made = sections(name)
-    return render(study(name), made, {p.name: p for p in draw_all(made)})
+    return render(study(name), made, {p.name: p for p in Pictures(made)})
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ class Recorder(compat.TorchDispatchMode):
                 return compat.decompose(func, args, kwargs or {})
         if self.simplify is not None:
             func, args = self.simplify(func, args)
-            schema = self._schemas.setdefault(func, _read_schema(func))
+            schema = self._schemas.get(func) or _read_schema(func)
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
         seen = tuple([self._describe(value) for value in args])
         named = (

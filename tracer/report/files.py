@@ -9,11 +9,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
 from .text import plural
+
+if TYPE_CHECKING:
+    from .pictures import Helper
 
 
 def check_folder(out: str) -> Path:
@@ -37,15 +41,16 @@ def check_folder(out: str) -> Path:
     return path
 
 
-def write(study: Study, out: Path) -> list[Path]:
+def write(study: Study, out: Path, helper: Helper | None = None) -> list[Path]:
     """Everything of `--out`, data before pictures, the page last; returns the paths.
 
     `report.json`, `ops.csv`, `tables/*.csv`, `report.md`, `figures/*.svg` and `.png`,
-    `report.html`. What fails midway leaves what was written before it.
+    `report.html`. What fails midway leaves what was written before it. `helper`: another process,
+    to draw some of the figures.
     """
     from . import html, markdown
     from .data import as_csv, full_document, tables_of
-    from .pictures import draw_all
+    from .pictures import Pictures
     from .sections import build
 
     try:
@@ -54,6 +59,7 @@ def write(study: Study, out: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
     sections = build(study)
+    drawn = Pictures(sections, helper)
     document = json.dumps(full_document(study, sections), indent=1) + "\n"
     written = [
         write_whole(out / "report.json", document),
@@ -63,7 +69,7 @@ def write(study: Study, out: Path) -> list[Path]:
         written.append(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
     written.append(write_whole(out / "report.md", markdown.render(study, sections)))
     pictures = {}
-    for picture in draw_all(sections):
+    for picture in drawn:
         pictures[picture.name] = picture
         for ending, content in (("svg", picture.svg.encode()), ("png", picture.png)):
             path = out / "figures" / f"{picture.name}.{ending}"
