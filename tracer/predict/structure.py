@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..capture.collector import without_collector
+from ..collector import without_collector
 from ..cost import Ledger
 from ..errors import UserError
 from ..parallel.expert_traffic import Routing

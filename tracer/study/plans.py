@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
 
-from ..capture.collector import without_collector
+from ..collector import without_collector
 from ..errors import UserError
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
