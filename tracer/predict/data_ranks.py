@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..capture.records import BACKWARD
 from ..machine.calibration import calibration_of
@@ -56,18 +56,22 @@ class DataRanks:
 
     def reduction(self, block: Block) -> float:
         """Seconds: gradients summed, parameters gathered, as far as ZeRO leaves it for the end."""
-        zero, total = self.plan.zero, 0.0
+        return sum(
+            message(self.network, op, nbytes, group)
+            for _, op, nbytes, group in self.reductions(block)
+        )
+
+    def reductions(self, block: Block) -> Iterator[tuple[str, str, float, Group]]:
+        """(axis, collective, bytes, group) of what ZeRO leaves for the end of a step."""
+        zero = self.plan.zero
         for axis, count in block.parameters.items():
             group = self.group(axis)
             if group.ranks == 1 or not count:
                 continue
-            if zero == 0:
-                total += message(self.network, "all_reduce", self._item * count, group)
-            elif zero == 1:
-                total += message(self.network, "reduce_scatter", self._item * count, group)
+            if zero <= 1:
+                yield axis, "reduce_scatter" if zero else "all_reduce", self._item * count, group
             if zero in (1, 2):
-                total += message(self.network, "all_gather", 2.0 * count, group)
-        return total
+                yield axis, "all_gather", 2.0 * count, group
 
     def optimizer(self, block: Block) -> float:
         """Seconds of AdamW: reads gradient, master, two moments; writes master, moments, parameter.

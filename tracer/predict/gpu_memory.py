@@ -58,7 +58,14 @@ def in_flight(blocks: Sequence[Block]) -> Held:
 def fullest(
     schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions
 ) -> GpuMemory:
-    """The memory of the rank that holds most.
+    """The memory of the rank that holds most; arguments as of `by_rank`."""
+    return max(by_rank(schedule, blocks, data, assume), key=lambda m: m.total)
+
+
+def by_rank(
+    schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions
+) -> list[GpuMemory]:
+    """The memory of every rank of the pipeline.
 
     Args:
         schedule: the plan's, or its `shortest`.
@@ -84,4 +91,4 @@ def fullest(
             sum(b.weights for b in mine), item * kept, state, held, working,
             assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
         ))  # fmt: skip
-    return max(found, key=lambda m: m.total)
+    return found

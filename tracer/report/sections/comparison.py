@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ...predict.opcost import NOTHING, Costs, Key, OpCost
 from ..blocks import Column, Section, Table, Text, section_of, table_of
 from ..facts import detailed
-from ..records import OpCost, Side, SideStep
+from ..records import Side, SideStep
 from ..sides import side_of
 from ..summary import Study
 from ..text import seconds
 
 _ROWS = 30  # of the ops that differ; the rest is summed
-_NOTHING = OpCost(0, 0, 0, 0.0)
 
 
 def section(study: Study) -> Section | None:
@@ -70,7 +70,7 @@ def _steps(mine: Side, other: Side, common: list[tuple[str, str]]) -> Table | No
 
 def _ops(phase: str, mine: SideStep, other: SideStep) -> Section | None:
     keys = dict.fromkeys([*mine.ops, *other.ops])
-    pairs = [(key, mine.ops.get(key, _NOTHING), other.ops.get(key, _NOTHING)) for key in keys]
+    pairs = [(key, mine.ops.get(key, NOTHING), other.ops.get(key, NOTHING)) for key in keys]
     changed = [pair for pair in pairs if pair[1] != pair[2]]
     if not changed:
         return section_of(
