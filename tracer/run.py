@@ -126,11 +126,12 @@ def _run(options: argparse.Namespace, command: str) -> None:
     with beside(meanwhile=_ready_to_draw) as other:  # before the imports, which take both a while
         from .full_report import whole_answer
         from .report import files
+        from .report.document import report_of
 
         out = files.check_folder(options.out)
         study = whole_answer(options, command, other)
         _show(study, options.json)
-        for line in files.summary(files.write(study, out, other), out):
+        for line in files.summary(files.write(report_of(study), out, other), out):
             print(f"wrote {line}", file=sys.stderr)
 
 

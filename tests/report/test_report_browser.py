@@ -9,9 +9,9 @@ from report_extras import CLOSED, full_study
 from report_studies import formulas, study
 
 from tracer.report.blocks import Section, Widget
+from tracer.report.document import report_of
 from tracer.report.html import render
 from tracer.report.pictures import Pictures
-from tracer.report.sections import build
 from tracer.report.text import si
 
 pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
@@ -19,9 +19,12 @@ pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    made = build(full_study())
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(full_study(), made, {p.name: p for p in Pictures(made)}))
+    return written(report_of(full_study()), tmp_path_factory.mktemp("page"))
+
+
+def written(report, folder):
+    path = folder / "report.html"
+    path.write_text(render(report, {p.name: p for p in Pictures(report.sections)}))
     return path
 
 
@@ -58,9 +61,7 @@ def test_nothing_goes_wrong_and_nothing_is_asked_for(page):
 
 
 def test_odd_names_do_nothing(window, tmp_path):
-    made = build(study("odd"))
-    path = tmp_path / "report.html"
-    path.write_text(render(study("odd"), made, {p.name: p for p in Pictures(made)}))
+    path = written(report_of(study("odd")), tmp_path)
     window.problems.clear()
     window.open(path)
     ready(window)
@@ -214,7 +215,12 @@ def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_pat
     whole = replace(study("deepseek"), closed_forms=found.closed_forms,
                     closed_ranges=found.closed_ranges)  # fmt: skip
     path = tmp_path / "report.html"
-    path.write_text(render(whole, [Section("Explorer", (Widget("explorer", ""),))], {}))
+    path.write_text(
+        render(
+            replace(report_of(whole), sections=(Section("Explorer", (Widget("explorer", ""),)),)),
+            {},
+        )
+    )
     window.problems.clear()
     window.open(path)
     ready(window)

@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 from report_extras import full_study
-from report_studies import sections, study
+from report_studies import study
 
 from tracer.report.blocks import Diagram, Node
+from tracer.report.document import report_of
 from tracer.report.flow import draw
 from tracer.report.html import embedded, inline, render
 from tracer.report.page import payload
@@ -47,8 +48,8 @@ class Reader(HTMLParser):
 
 
 def page_of(name):
-    made = sections(name)
-    return render(study(name), made, {p.name: p for p in Pictures(made)})
+    made = report_of(study(name))
+    return render(made, {p.name: p for p in Pictures(made.sections)})
 
 
 @pytest.fixture(scope="module")

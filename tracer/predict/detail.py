@@ -121,7 +121,8 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
          OPTIMIZER: b.optimizer},
         {KERNELS: alone, SUMMED: summed, SLOWED: _slowed(timed) / ranks},
         kernels, waits, sure, merged([*_inside(timed, each), *_hops(timed, each), *_ends(timed)]),
-        rows, pace, kernels_of(blocks[pace].passes), tuple(by_rank(schedule, blocks, timed.data, assume)), _unmodelled(blocks),
+        rows, pace, kernels_of(blocks[pace].passes),
+        tuple(by_rank(schedule, blocks, timed.data, assume)), _unmodelled(blocks),
     )  # fmt: skip
 
 
@@ -147,8 +148,8 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
             chains = {"f": passes.forward, "b": passes.forward}
             for (_, axis), s in exposed_together(both, chains).items():
                 seen[FORWARD, axis] = seen.get((FORWARD, axis), 0.0) + s
-        rows = messages_of(passes, groups_on(plan, network))
-        sent += spread((s.scaled(count) for s in rows), seen)
+        found = messages_of(passes, groups_on(plan, network))
+        sent += spread((s.scaled(count) for s in found), seen)
     hops = _sends([b.passes.hop for b in blocks[:-1]], plan.ranks_per_stage, network)
     rows = tuple(
         StageTimes(*_layers(program, plan, number), block.passes.seconds(FORWARD), 0.0, 0.0,

@@ -18,6 +18,11 @@ ROLES = {
 WAITS = {
     "compute": "#c2562f", "memory": "#2f7fb8", "network": "#3f8f57", "latency": "#8a8f98",
 }  # fmt: skip
+STEP = {
+    "compute": "#c2562f", "exposed communication": "#3f8f57", "pipeline bubble": "#8a8f98",
+    "optimizer": "#6b7890", "between stages": "#b0813a", "waiting for the host": "#7a5fb0",
+}  # fmt: skip
+MESSAGES = {"exposed": "#3f8f57", "behind compute": "#9ccbab"}
 OTHER = "#8a8f98"
 INK = "#222222"  # text and axes: becomes the page's own colour there
 GRID = "#dddddd"

@@ -29,8 +29,8 @@ def section(study: Study) -> Section:
         tuple(
             part
             for part in (
-                _conclusions(found),
-                _next(steps),
+                concluded(found),
+                advised(steps),
                 Section("Results", (results_table(study),)),
                 _waits(study),
             )
@@ -39,7 +39,7 @@ def section(study: Study) -> Section:
     )
 
 
-def _conclusions(found: Sequence[Finding]) -> Section | None:
+def concluded(found: Sequence[Finding]) -> Section | None:
     return section_of(
         "Conclusions",
         Table(
@@ -52,7 +52,7 @@ def _conclusions(found: Sequence[Finding]) -> Section | None:
     )  # fmt: skip
 
 
-def _next(found: Sequence[Finding]) -> Section | None:
+def advised(found: Sequence[Finding]) -> Section | None:
     table = table_of(
         "next_steps",
         "What to try next. **saves at most** is the time that the cause takes today: something "
