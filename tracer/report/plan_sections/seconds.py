@@ -1,0 +1,106 @@
+"""Where the seconds of a step go."""
+
+from __future__ import annotations
+
+from ...predict.training import TrainingStep
+from .. import palette
+from ..bars import draw_shares
+from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
+from ..plan_study import KERNELS, SLOWED, SUMMED, PlanStudy
+from ..plans import SLOTS
+from ..text import seconds
+
+_SHARES = (Column("seconds", "time", "s"), Column("share", "of it", "share"))
+_MEAN = {
+    KERNELS: "kernels, alone on the chip",
+    SUMMED: "weight gradients of a micro-batch added to those kept",
+    SLOWED: "what kernels take longer while messages hold SMs",
+}
+
+
+def section(study: PlanStudy) -> Section | None:
+    """The step's parts, those of compute, and slots of the pipeline."""
+    detail, step = study.detail, study.step
+    parts = {name: s for name, s in detail.parts.items() if s}
+    compute = {name: s for name, s in detail.compute.items() if s > 1e-12}
+    training = isinstance(step, TrainingStep)
+    who = "A GPU's step, the mean over the pipeline's ranks." if training else (
+        "One step of the instance, all stages one after the other."
+    )  # fmt: skip
+    return section_of(
+        "Where the time goes",
+        Text(who + _skew(study)),
+        _split("breakdown", "Seconds of a step." + study.if_it_fit, parts, "step"),
+        Figure(
+            "breakdown",
+            "The step by part, and the kernels within its compute by what they wait for."
+            + study.if_it_fit,
+            lambda f: draw_shares(
+                f, [("step", parts), ("its kernels", {_WAITS[k]: s for k, s in
+                                                      detail.waits.items()})],
+                palette.STEP | {_WAITS[n]: palette.WAITS[n] for n in _WAITS},
+                "the time", f"{seconds(step.seconds)} a step",
+            ),
+            (8.0, 2.4),
+        ),
+        _split(
+            "compute", "What compute is." + study.if_it_fit,
+            {_MEAN[name]: s for name, s in compute.items()}, "compute",
+        ) if len(compute) > 1 else None,
+        _split(
+            "waits",
+            "What its kernels wait for: the start of a kernel is latency, the rest is what bounds "
+            "it." + study.if_it_fit, {n: s for n, s in detail.waits.items() if s}, "kernels",
+        ),
+        _slots(study) if training else None,
+    )  # fmt: skip
+
+
+_WAITS = {"compute": "wait for compute", "memory": "wait for memory",
+          "latency": "wait for launches"}  # fmt: skip
+
+
+def _split(name: str, caption: str, parts: dict[str, float], whole: str) -> Table | None:
+    total = sum(parts.values())
+    return table_of(
+        name, caption, (Column("part", "part"), *_SHARES),
+        [(part, s, s / total) for part, s in sorted(parts.items(), key=lambda item: -item[1])],
+        (whole, total, 1.0),
+    )  # fmt: skip
+
+
+def _skew(study: PlanStudy) -> str:
+    step = study.step
+    if step.skew <= 1:
+        return ""
+    text = f" The busiest expert-parallel rank has {step.skew:.3f} times the mean's rows"
+    if isinstance(step, TrainingStep) and step.breakdown is not None:
+        saved = step.breakdown.imbalance
+        text += f"; even experts would save {seconds(saved)} ({saved / step.seconds:.1%} of a step)"
+    return text + "."
+
+
+def _slots(study: PlanStudy) -> Table | None:
+    """Slots of the pipeline and what is outside of it: they add up to the step, too."""
+    step = study.step
+    assert isinstance(step, TrainingStep)
+    if step.plan.pp == 1:
+        return None
+    pipeline = step.pipeline
+    parts = {text: step.slots.get(kind, 0.0) for kind, text in SLOTS.items()}
+    parts |= {
+        "kept from computing by its own sends": sum(pipeline.sending) / len(pipeline.sending),
+        "bubble": sum(pipeline.bubble) / len(pipeline.bubble),
+        "messages over data ranks": step.slots["data"],
+        "optimizer, weights rounded to FP8": step.slots["optimizer"],
+    }
+    total = sum(parts.values())
+    return table_of(
+        "slots",
+        "The same step by slot of the pipeline, messages that nothing hides included; a backward "
+        "that runs in one slot counts under 1B and 1W. Published figures come by these names."
+        + study.if_it_fit,
+        (Column("slot", "slot"), *_SHARES),
+        [(name, s, s / total) for name, s in parts.items() if s],
+        ("step", total, 1.0),
+    )

@@ -1,0 +1,79 @@
+"""All that one command computed of a plan: what its outputs are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..predict.detail import KERNELS, SLOWED, SUMMED, Detail
+from ..predict.money import Money
+from ..predict.opcost import Key, OpCost, added
+from ..predict.serving import ServingStep
+from ..predict.training import TrainingStep
+from .plan_sides import PlanSide
+from .text import pattern
+
+MEMORY = {
+    "weights": "weights", "gradients": "gradients", "optimizer": "optimizer",
+    "activations": "activations", "working": "working", "buffers": "buffers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanStudy:
+    """A priced step with its parts.
+
+    Attributes:
+        step, detail, money: see there.
+        source, dtype: of the model.
+        advice: what would make a plan fit that does not.
+        compared: another plan, if one was named.
+    """
+
+    step: TrainingStep | ServingStep
+    detail: Detail
+    money: Money
+    source: str
+    dtype: str
+    command: str
+    versions: dict[str, str]
+    advice: str = ""
+    compared: PlanSide | None = None
+
+    @property
+    def phase(self) -> str:
+        """training, prefill or decode."""
+        return "training" if isinstance(self.step, TrainingStep) else self.step.phase
+
+    @property
+    def if_it_fit(self) -> str:
+        """What every caption of seconds ends with."""
+        return "" if self.step.feasible else " **Hypothetical: as if GPUs had the memory.**"
+
+    @property
+    def kernels(self) -> dict[Key, OpCost]:
+        """Of a step, layers of one pattern together, longest first."""
+        return by_pattern(self.detail.kernels)
+
+    def held(self) -> dict[str, float]:
+        """Bytes of the fullest GPU by part; a server's activations are its caches."""
+        return held_by(self.step, self.step.memory)
+
+
+def held_by(step: TrainingStep | ServingStep, memory: object) -> dict[str, float]:
+    """Bytes by part of a `GpuMemory` of `step`."""
+    names = dict(MEMORY)
+    if not isinstance(step, TrainingStep):
+        names["activations"] = "kv"
+    return {name: getattr(memory, field) for field, name in names.items()}
+
+
+def by_pattern(kernels: dict[Key, OpCost]) -> dict[Key, OpCost]:
+    """Layers of one pattern together, longest first."""
+    merged = added(
+        ({(key[0], pattern(key[1]), key[2].removeprefix("aten.")): cost}, 1)
+        for key, cost in kernels.items()
+    )
+    return dict(sorted(merged.items(), key=lambda item: -item[1].seconds))
+
+
+__all__ = ["KERNELS", "MEMORY", "SLOWED", "SUMMED", "PlanStudy", "by_pattern", "held_by"]
