@@ -28,7 +28,7 @@ from .messages import (
     of_time,
     spread,
 )
-from .opcost import Key, OpCost, added, kernels_of, shares_of
+from .opcost import Key, OpCost, Shares, added, kernels_of, shares_of
 from .pipeline import Timed, two_streams
 from .program import stages_of
 from .serving import Serving, ServingStep, exchange_of, memories, span
@@ -68,8 +68,7 @@ class Detail:
         parts: seconds that add up to the step.
         compute: seconds that add up to `parts["compute"]`.
         kernels: of a step, by pass, module and op; their seconds add up to `compute["kernels"]`.
-        waits: seconds of kernels by what they wait for: compute, memory, latency.
-        sure: the same by how sure their counts are: exact, estimated, unmodelled.
+        shares: seconds of the kernels by what they wait for, and by how sure their counts are.
         sent: messages by kind; what they expose adds up to `parts["exposed communication"]` (and
             of serving "between stages").
         stages: by stage.
@@ -82,8 +81,7 @@ class Detail:
     parts: dict[str, float]
     compute: dict[str, float]
     kernels: dict[Key, OpCost]
-    waits: dict[str, float]
-    sure: dict[str, float]
+    shares: Shares
     sent: tuple[Sent, ...]
     stages: tuple[StageTimes, ...]
     pace: int
@@ -106,7 +104,7 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
     ranks, blocks = schedule.ranks, timed.blocks
     each = plan.micro_batches / ranks  # of every stage's passes, how many a rank runs in the mean
     summed = each * sum(timed.data.accumulation(block) for block in blocks)
-    kernels, waits, sure = _kernels(blocks, each)
+    kernels, shares = _kernels(blocks, each)
     alone = sum(cost.seconds for cost in kernels.values())
     rows = tuple(
         StageTimes(*_layers(program, plan, number), p.seconds(FORWARD),
@@ -120,7 +118,7 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
         {COMPUTE: b.compute, COMMUNICATION: b.communication, BUBBLE: b.bubble,
          OPTIMIZER: b.optimizer},
         {KERNELS: alone, SUMMED: summed, SLOWED: _slowed(timed) / ranks},
-        kernels, waits, sure, merged([*_inside(timed, each), *_hops(timed, each), *_ends(timed)]),
+        kernels, shares, merged([*_inside(timed, each), *_hops(timed, each), *_ends(timed)]),
         rows, pace, kernels_of(blocks[pace].passes),
         tuple(by_rank(schedule, blocks, timed.data, assume)), _unmodelled(blocks),
     )  # fmt: skip
@@ -134,7 +132,7 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
         context=step.context, exchange=exchange_of(assume, step.phase), skew=step.skew,
         weights=assume.weights,
     ).blocks()  # fmt: skip
-    kernels, waits, sure = _kernels(blocks, count)
+    kernels, shares = _kernels(blocks, count)
     alone = sum(cost.seconds for cost in kernels.values())
     spans = [span(block, assume) for block in blocks]
     compute, exposed = sum(s[2] for s in spans), sum(s[1] for s in spans)
@@ -162,7 +160,7 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
         {COMPUTE: compute, COMMUNICATION: exposed, HOPS: hop,
          HOST: max(step.seconds - hop - compute - exposed, 0.0)},
         {KERNELS: alone, SLOWED: max(compute - alone, 0.0)},
-        kernels, waits, sure, merged([*sent, *hops]), rows, pace,
+        kernels, shares, merged([*sent, *hops]), rows, pace,
         kernels_of(blocks[pace].passes), tuple(memories(blocks, assume, step.cluster)),
         _unmodelled(blocks),
     )  # fmt: skip
@@ -185,21 +183,16 @@ def _layers(program: Program, plan: Plan, stage: int) -> tuple[int, int]:
     return layers.start, len(layers)
 
 
-def _kernels(
-    blocks: Sequence[Block], each: float
-) -> tuple[dict[Key, OpCost], dict[str, float], dict[str, float]]:
-    """Kernels of all stages, `each` times, and their seconds by wait and by confidence."""
+def _kernels(blocks: Sequence[Block], each: float) -> tuple[dict[Key, OpCost], Shares]:
+    """Kernels of all stages, `each` times."""
     alike: dict[int, tuple[Block, int]] = {}
     for block in blocks:
         alike[id(block)] = block, alike.get(id(block), (block, 0))[1] + 1
-    waits: dict[str, float] = {}
-    sure: dict[str, float] = {}
+    shares = Shares({}, {}, 0.0)
     for block, count in alike.values():
-        for into, found in zip((waits, sure), shares_of(block.passes), strict=True):
-            for name, seconds in found.items():
-                into[name] = into.get(name, 0.0) + each * count * seconds
+        shares = shares.plus(shares_of(block.passes), each * count)
     kernels = added((kernels_of(block.passes), each * count) for block, count in alike.values())
-    return kernels, waits, sure
+    return kernels, shares
 
 
 def _slowed(timed: Timed) -> float:

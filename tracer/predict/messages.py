@@ -14,6 +14,7 @@ from .opcost import pieces_of
 from .passes import DEEPEP_DTYPES, Chain, Passes
 
 BETWEEN, END = "between stages", "end of the step"
+_NAMES = {"normal": "DeepEP normal", "low_latency": "DeepEP low latency"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def merged(sent: Iterable[Sent]) -> tuple[Sent, ...]:
 def of_time(part: str, axis: str, collective: str, dtype: str, group: Group, nbytes: float,
             time: NetTime, calls: float = 1.0) -> Sent:  # fmt: skip
     """`calls` of a message that takes `time`, all exposed."""
-    one = float(time.seconds)
+    one, algorithm = float(time.seconds), str(time.algorithm)
     return Sent(
-        part, axis, collective, dtype, group, str(time.algorithm), 1.0, float(nbytes),
+        part, axis, collective, dtype, group, _NAMES.get(algorithm, algorithm), 1.0, float(nbytes),
         float(time.volume_intra), float(time.volume_inter), one, one,
     ).scaled(calls)  # fmt: skip
 
@@ -158,7 +159,9 @@ def spread(rows: Iterable[Sent], exposed: Mapping[tuple[str, str], float]) -> li
     whole: dict[tuple[str, str], float] = {}
     for s in rows:
         whole[s.part, s.axis] = whole.get((s.part, s.axis), 0.0) + s.seconds
-    return [
-        replace(s, exposed=s.seconds * exposed.get((s.part, s.axis), 0.0) / whole[s.part, s.axis])
-        for s in rows
-    ]
+    found = []
+    for s in rows:
+        share = exposed.get((s.part, s.axis), 0.0) / whole[s.part, s.axis]
+        near = round(share)  # all or nothing, but for rounding
+        found.append(replace(s, exposed=s.seconds * (near if abs(share - near) < 1e-9 else share)))
+    return found

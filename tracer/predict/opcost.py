@@ -56,24 +56,48 @@ def kernels_of(passes: Passes) -> dict[Key, OpCost]:
     )
 
 
-def shares_of(passes: Passes) -> tuple[dict[str, float], dict[str, float]]:
-    """Compute seconds of one micro-batch by what their kernels wait for, and by how sure the
-    counts are ("exact", "estimated", "unmodelled").
+class Shares(NamedTuple):
+    """Seconds of kernels: by what they wait for ("compute", "memory", "latency"), by how sure
+    their counts are ("exact", "estimated", "unmodelled"); `peak` is what their matrix products
+    take at the datasheet's peaks.
     """
+
+    waits: dict[str, float]
+    sure: dict[str, float]
+    peak: float
+
+    def plus(self, other: Shares, factor: float) -> Shares:
+        """Itself and `factor` of `other`."""
+
+        def both(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+            names = dict.fromkeys([*mine, *theirs])
+            return {n: mine.get(n, 0.0) + factor * theirs.get(n, 0.0) for n in names}
+
+        return Shares(
+            both(self.waits, other.waits),
+            both(self.sure, other.sure),
+            self.peak + factor * other.peak,
+        )
+
+
+def shares_of(passes: Passes) -> Shares:
+    """Of one micro-batch; what a step runs once is left out."""
     waits: dict[str, float] = {}
     sure: dict[str, float] = {}
+    peak = 0.0
     for source, piece in pieces_of(passes):
         if piece.segment.axis != COMPUTE or piece.once:
             continue
         timed = source.clocked.times[id(piece.kernel)]
         seconds = source.sign * piece.segment.seconds
+        peak += timed.matrix * seconds / timed.total if timed.total else 0.0
         start = min(timed.launch / timed.total, 1.0) if timed.total else 0.0
         for name, share in (("latency", start), (timed.works, 1 - start)):
             waits[name] = waits.get(name, 0.0) + share * seconds
         for place, part in enumerate(piece.kernel.parts):
             share = timed.seconds_of(place) / timed.total if timed.total else 0.0
             sure[part.confidence] = sure.get(part.confidence, 0.0) + share * seconds
-    return waits, sure
+    return Shares(waits, sure, peak)
 
 
 def _ops(source: Source, piece: Piece) -> dict[Key, OpCost]:

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..parallel.schedules import Schedule, Timeline
 from ..parallel.schedules.schedule import WORDS
 from .figures import empty, plain_style
+from .palette import EMPTY
 
 _COLOURS = {"F": "#2f6f9f", "B": "#c8963e", "I": "#3f9488", "W": "#7d9a4b", "send": "#777777"}
 _LABELS = {**WORDS, "send": "sending, nothing computed"}
@@ -62,6 +63,8 @@ def draw(figure: Any, timeline: Timeline) -> None:
     for rank in range(schedule.ranks):
         _collect(timeline, rank, rows, axes, scale, step.seconds * _ROOM / width)
     many = sum(map(len, rows.values())) > _MANY
+    for number in axes.texts:
+        number.set_rasterized(many)
     legend: dict[str, Any] = {}
     for row, spans in sorted(rows.items(), key=lambda item: _rank_of_colour(item[0])):
         bars = axes.broken_barh(
@@ -76,7 +79,7 @@ def draw(figure: Any, timeline: Timeline) -> None:
     axes.set_yticks(range(schedule.ranks))
     axes.set_ylabel("pipeline rank")
     axes.set_xlabel(f"time since the start of the step, {unit}")
-    axes.set_facecolor("#f2f2f2")
+    axes.set_facecolor(EMPTY)
     axes.set_title(
         f"{schedule}: {step.seconds * scale:.4g} {unit} a step, {step.bubble_share:.1%} bubble",
         fontsize=10,

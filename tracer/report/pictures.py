@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .blocks import Figure, Section, blocks_of
 from .figures import empty, plain_style
-from .palette import GRID, INK
+from .palette import EMPTY, GRID, INK
 
 _DPI = 130  # of the PNG
 _AHEAD = 3  # figures that wait at a helper, so that it need not
@@ -37,6 +37,7 @@ class Picture(NamedTuple):
             ("#000000", "--ink"),
             (GRID, "--line"),
             ("#cccccc", "--line"),
+            (EMPTY, "--panel"),
         ):
             svg = svg.replace(drawn, f"var({name})")
         # The white that the figure stands on; the page has its own ground.

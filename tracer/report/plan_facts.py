@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from ..capture.records import RECOMPUTE
 from ..predict.assumptions import BOTH
+from ..predict.detail import BUBBLE, COMPUTE, KERNELS
 from ..predict.messages import Sent
 from ..predict.serving import ServingStep
 from ..predict.training import TrainingStep
-from .plan_study import KERNELS, PlanStudy
+from .plan_study import LIMITS, PlanStudy
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class AxisFacts:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """One plan. Seconds are a GPU's of a step; `parts` add up to it, `waits` to its kernels.
+    """One plan. Seconds are a GPU's of a step; `limits`, by what it waits for, add up to it.
+
+    `bubble` and `compute` are parts of it, `peak_seconds` what its products take at the peaks.
 
     `reason` and `advice` say why it does not fit and what would; `again` are seconds of kernels
     that compute activations again; `pace` is the slowest stage over the mean; `hides` whether the
@@ -36,8 +39,10 @@ class PlanFacts:
 
     phase: str
     seconds: float
-    parts: Mapping[str, float]
-    waits: Mapping[str, float]
+    limits: Mapping[str, float]
+    compute: float
+    bubble: float
+    peak_seconds: float
     axes: Mapping[str, AxisFacts]
     held: Mapping[str, float]
     capacity: float
@@ -80,10 +85,9 @@ class PlanFacts:
         """Bytes left beside the reserve; below 0 where it does not fit."""
         return self.capacity - self.reserve - self.total
 
-    @property
-    def kernels(self) -> float:
-        """Seconds of all kernels."""
-        return sum(self.waits.values())
+    def waits(self, name: str) -> float:
+        """Seconds that it waits for "compute", "memory" or "latency"."""
+        return self.limits.get(LIMITS[name], 0.0)
 
 
 def plan_facts(study: PlanStudy) -> PlanFacts:
@@ -93,14 +97,15 @@ def plan_facts(study: PlanStudy) -> PlanFacts:
     mean = sum(totals) / len(totals)
     whole = detail.compute[KERNELS] or 1.0
     facts = PlanFacts(
-        study.phase, step.seconds, detail.parts, detail.waits, _axes(detail.sent),
+        study.phase, step.seconds, study.limits, detail.parts[COMPUTE],
+        detail.parts.get(BUBBLE, 0.0), detail.shares.peak, _axes(detail.sent),
         {name: held for name, held in study.held().items() if held}, step.memory.capacity,
         step.memory.reserve, step.cluster.chip.name, plan.pp, plan.micro_batches, plan.schedule,
         plan.recompute,
         sum(cost.seconds for key, cost in detail.kernels.items() if key[0] == RECOMPUTE),
         totals[detail.pace] / mean if mean else 1.0, skew=step.skew,
-        estimated=detail.sure.get("estimated", 0.0) / whole,
-        unmodelled=detail.sure.get("unmodelled", 0.0) / whole, reason=step.reason,
+        estimated=detail.shares.sure.get("estimated", 0.0) / whole,
+        unmodelled=detail.shares.sure.get("unmodelled", 0.0) / whole, reason=step.reason,
         advice=study.advice, faster=_faster(study),
     )  # fmt: skip
     more: dict[str, object] = {}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..predict.detail import BUBBLE, COMPUTE
+from ..predict.detail import BUBBLE, COMMUNICATION, HOPS, HOST, OPTIMIZER, SLOWED, SUMMED
 from .findings import CLEAR, DOMINATES, MATTERS, Finding
 from .plan_facts import PlanFacts
+from .plan_study import LIMITS
 from .text import plural, seconds, si, size
 
 TIGHT = 0.05  # of the chip's memory: less left is near the edge
@@ -37,37 +38,30 @@ def _limit(facts: PlanFacts) -> Iterator[Finding]:
             "hypothetical.",
             f"{facts.reason}; most of it {kind}, {size(facts.held[kind])}", facts.phase,
         )  # fmt: skip
-    order = sorted(facts.parts, key=lambda name: -facts.parts[name])
-    first, second = order[0], order[1]
-    share = facts.parts[first] / facts.seconds
-    what = f"{facts.phase.capitalize()} is limited by {first}" if share >= CLEAR else (
-        f"{facts.phase.capitalize()} is split, {first} first"
-    )  # fmt: skip
+    order = sorted(facts.limits, key=lambda name: -facts.limits[name])
+    first = order[0]
+    share = facts.limits[first] / facts.seconds
+    name = _BOUND[first]
+    what = f"is {name}-bound" if share >= CLEAR else f"is split, {name} first"
     if not facts.fits:
-        what = f"With the memory, {what[0].lower()}{what[1:]}"
+        what = f"would be {what[3:]} if it had the memory"
+    rest = ", ".join(f"{facts.limits[n] / facts.seconds:.0%} for {n}" for n in order[1:3])
     yield Finding(
-        first.replace(" ", "-") if share >= CLEAR else "split",
-        f"{what}: {share:.0%} of {seconds(facts.seconds)}.",
-        f"{seconds(facts.parts[first])}; next {second}, {seconds(facts.parts[second])} "
-        f"({facts.parts[second] / facts.seconds:.0%})", facts.phase,
+        f"{name}-bound" if share >= CLEAR else "split",
+        f"{facts.phase.capitalize()} {what}: {share:.0%} of its {seconds(facts.seconds)} waits for "
+        f"{first}" + (f", {rest}." if rest else "."),
+        f"{seconds(facts.limits[first])}; {seconds(facts.compute)} of the step is compute",
+        facts.phase,
     )  # fmt: skip
 
 
-def _kernels(facts: PlanFacts) -> Iterator[Finding]:
-    """What its kernels wait for."""
-    if not facts.kernels:
-        return
-    first = max(facts.waits, key=lambda name: facts.waits[name])
-    rest = ", ".join(
-        f"{s / facts.kernels:.0%} for {'launches' if name == 'latency' else name}"
-        for name, s in sorted(facts.waits.items(), key=lambda item: -item[1]) if name != first
-    )  # fmt: skip
-    yield Finding(
-        f"kernels-{first}",
-        f"Its kernels wait for {'launches' if first == 'latency' else first}: "
-        f"{facts.waits[first] / facts.kernels:.0%} of their {seconds(facts.kernels)}.",
-        rest or "nothing else", facts.phase,
-    )  # fmt: skip
+_BOUND = {
+    LIMITS[key]: name for key, name in (
+        ("compute", "compute"), ("memory", "memory"), ("latency", "launch"), (SUMMED, "memory"),
+        (SLOWED, "SM"), (COMMUNICATION, "communication"), (BUBBLE, "bubble"),
+        (OPTIMIZER, "optimizer"), (HOPS, "communication"), (HOST, "host"),
+    )
+}  # fmt: skip
 
 
 def _messages(facts: PlanFacts) -> Iterator[Finding]:
@@ -96,7 +90,7 @@ def _messages(facts: PlanFacts) -> Iterator[Finding]:
 
 def _pipeline(facts: PlanFacts) -> Iterator[Finding]:
     """Bubbles."""
-    bubble = facts.parts.get(BUBBLE, 0.0)
+    bubble = facts.bubble
     if bubble < MATTERS * facts.seconds:
         return
     yield Finding(
@@ -178,7 +172,7 @@ def _trust(facts: PlanFacts) -> Iterator[Finding]:
 
 
 _CONCLUSIONS: tuple[Callable[[PlanFacts], Iterator[Finding]], ...] = (
-    _limit, _kernels, _messages, _pipeline, _again, _room, _uneven, _use, _floor, _trust,
+    _limit, _messages, _pipeline, _again, _room, _uneven, _use, _floor, _trust,
 )  # fmt: skip
 
 
@@ -199,12 +193,12 @@ def _saving(facts: PlanFacts, rule: str, text: str, evidence: str, saves: float)
 
 
 def _more_micro_batches(facts: PlanFacts) -> Iterator[Finding]:
-    bubble = facts.parts.get(BUBBLE, 0.0)
+    bubble = facts.bubble
     if facts.pp > 1 and facts.phase == "training":
         yield _saving(
             facts, "micro-batches",
-            "Fill the pipeline: more micro-batches a step, fewer stages, or a schedule with fewer "
-            "bubbles (zb1p, interleaved, dualpipe).",
+            "Fill the pipeline: more micro-batches a step, fewer or evener stages, another "
+            "schedule.",
             f"{plural(facts.micro_batches, 'micro-batch', 'micro-batches')} through "
             f"{plural(facts.pp, 'stage')} of {facts.schedule}: {seconds(bubble)} of bubble", bubble,
         )  # fmt: skip
@@ -222,7 +216,7 @@ def _overlap(facts: PlanFacts) -> Iterator[Finding]:
         how = "Run two micro-batches that hide each other's messages: --overlap."
     yield _saving(
         facts, "overlap", how, f"{seconds(waits)} of messages within passes are exposed",
-        min(waits, facts.parts.get(COMPUTE, 0.0)),
+        min(waits, facts.compute),
     )  # fmt: skip
 
 
@@ -232,8 +226,7 @@ def _fewer_nodes(facts: PlanFacts) -> Iterator[Finding]:
         if a is not None and a.nodes > 1:
             yield _saving(
                 facts, f"{axis}-nodes",
-                f"Keep groups of {axis} in fewer nodes, or send fewer bytes: the network between "
-                "nodes is what they wait for.",
+                f"Keep groups of {axis} in fewer nodes, or send fewer bytes.",
                 f"groups of {a.ranks} over {a.nodes} nodes expose {seconds(a.exposed)}", a.exposed,
             )  # fmt: skip
 
@@ -277,7 +270,7 @@ def _even(facts: PlanFacts) -> Iterator[Finding]:
 
 
 def _launches(facts: PlanFacts) -> Iterator[Finding]:
-    waits = facts.waits.get("latency", 0.0)
+    waits = facts.waits("latency")
     yield _saving(
         facts, "latency", "Launch less: fewer and larger kernels, larger micro-batches.",
         f"kernels take {seconds(waits)} to start", waits,
@@ -285,7 +278,7 @@ def _launches(facts: PlanFacts) -> Iterator[Finding]:
 
 
 def _more_sequences(facts: PlanFacts) -> Iterator[Finding]:
-    waits = facts.waits.get("memory", 0.0)
+    waits = facts.waits("memory")
     room = facts.largest is not None and facts.largest > facts.batch
     if facts.phase == "decode" and waits >= DOMINATES * facts.seconds and room:
         yield _saving(
@@ -298,7 +291,7 @@ def _more_sequences(facts: PlanFacts) -> Iterator[Finding]:
 
 
 def _bytes(facts: PlanFacts) -> Iterator[Finding]:
-    waits = facts.waits.get("memory", 0.0)
+    waits = facts.waits("memory")
     if facts.phase == "training":
         yield _saving(
             facts, "bytes",
@@ -307,10 +300,23 @@ def _bytes(facts: PlanFacts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _closer_to_peak(facts: PlanFacts) -> Iterator[Finding]:
+    waits = facts.waits("compute")
+    lost = waits - facts.peak_seconds
+    if lost > 0:
+        yield _saving(
+            facts, "utilisation",
+            "Bring products nearer to the peak: larger micro-batches, fewer and larger products, "
+            "padding to tile sizes.",
+            f"kernels wait {seconds(waits)} for compute, their products would take "
+            f"{seconds(facts.peak_seconds)} at the datasheet's peaks", lost,
+        )  # fmt: skip
+
+
 def _precision(facts: PlanFacts) -> Iterator[Finding]:
     if facts.faster is not None:
         name, ratio = facts.faster
-        waits = facts.waits.get("compute", 0.0)
+        waits = facts.waits("compute")
         yield _saving(
             facts, "precision",
             f"Run the products in {name}: {ratio:.1f} times the peak of bf16.",
@@ -320,5 +326,5 @@ def _precision(facts: PlanFacts) -> Iterator[Finding]:
 
 _NEXT: tuple[Callable[[PlanFacts], Iterator[Finding]], ...] = (
     _more_micro_batches, _overlap, _fewer_nodes, _inside, _data, _keep_more, _even, _launches,
-    _more_sequences, _bytes, _precision,
+    _more_sequences, _bytes, _closer_to_peak, _precision,
 )  # fmt: skip

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..predict.detail import KERNELS, SLOWED, SUMMED, Detail
+from ..predict.detail import (
+    BUBBLE,
+    COMMUNICATION,
+    COMPUTE,
+    HOPS,
+    HOST,
+    OPTIMIZER,
+    SLOWED,
+    SUMMED,
+    Detail,
+)
 from ..predict.money import Money
 from ..predict.opcost import Key, OpCost, added
 from ..predict.serving import ServingStep
@@ -12,6 +22,12 @@ from ..predict.training import TrainingStep
 from .plan_sides import PlanSide
 from .text import pattern
 
+LIMITS = {
+    "compute": "compute units", "memory": "memory", "latency": "kernels to start",
+    SUMMED: "gradients to be added up", SLOWED: "SMs that messages hold",
+    COMMUNICATION: "messages", BUBBLE: "other stages (bubble)", OPTIMIZER: "the optimizer",
+    HOPS: "sends between stages", HOST: "the host",
+}  # fmt: skip
 MEMORY = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer",
     "activations": "activations", "working": "working", "buffers": "buffers",
@@ -54,6 +70,22 @@ class PlanStudy:
         """Of a step, layers of one pattern together, longest first."""
         return by_pattern(self.detail.kernels)
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Seconds by what the step waits for, longest first; they add up to the step."""
+        detail, waits = self.detail, self.detail.shares.waits
+        found = {
+            LIMITS["compute"]: waits.get("compute", 0.0),
+            LIMITS["memory"]: waits.get("memory", 0.0),
+            LIMITS["latency"]: waits.get("latency", 0.0),
+        }
+        for name, seconds in (*detail.compute.items(), *detail.parts.items()):
+            if name in LIMITS and name != COMPUTE:
+                found[LIMITS[name]] = found.get(LIMITS[name], 0.0) + seconds
+        return dict(
+            sorted(((n, s) for n, s in found.items() if s > 1e-12), key=lambda item: -item[1])
+        )
+
     def held(self) -> dict[str, float]:
         """Bytes of the fullest GPU by part; a server's activations are its caches."""
         return held_by(self.step, self.step.memory)
@@ -74,6 +106,3 @@ def by_pattern(kernels: dict[Key, OpCost]) -> dict[Key, OpCost]:
         for key, cost in kernels.items()
     )
     return dict(sorted(merged.items(), key=lambda item: -item[1].seconds))
-
-
-__all__ = ["KERNELS", "MEMORY", "SLOWED", "SUMMED", "PlanStudy", "by_pattern", "held_by"]

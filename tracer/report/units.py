@@ -38,6 +38,10 @@ def _times(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
@@ -57,6 +61,7 @@ UNITS: dict[str, Unit] = {
     "ratio": Unit("share or ratio, 1 is equal; not summed", lambda v: f"{v:.1%}"),
     "delta": Unit("relative change, 0 is none", _delta),
     "number": Unit("plain number", lambda v: f"{v:,.4g}"),
+    "figure": Unit("a figure in the unit that its row names", _figure),
     "FLOP/B": Unit("FLOPs a byte of memory traffic", lambda v: f"{v:,.1f}"),
     "FLOP/s": Unit("FLOPs a second", lambda v: f"{si(v)}FLOP/s"),
     "B/s": Unit("bytes a second", lambda v: f"{si(v)}B/s"),

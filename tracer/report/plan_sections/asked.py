@@ -16,9 +16,11 @@ def section(study: PlanStudy) -> Section:
         "What was asked",
         (
             Text(
-                "The program of every rank was traced under this plan, without data and without a "
-                "GPU; its kernels and messages were priced on the cluster, and its stages run "
-                "through the pipeline's schedule. Nothing about the model was typed in."
+                "The program of a rank was traced under this plan, without data and without a GPU; "
+                "its kernels and messages were priced on the cluster"
+                + (", and stages run through the pipeline's schedule"
+                   if study.step.plan.pp > 1 else "")
+                + ". Nothing about the model was typed in."
             ),
             Table(
                 "run", "The run that this report was made from.",
@@ -67,7 +69,7 @@ def _axes(study: PlanStudy) -> Table | None:
         "cp": "the tokens of a sequence, two chunks a rank",
         "dp": "the sequences" + (f" of a step; {_ZERO[plan.zero]}" if training else ""),
         "ep": "the routed experts, over ranks of one stage"
-        + (f", {plan.redundant_experts} of them twice" if plan.redundant_experts else ""),
+        + (f", and {plan.redundant_experts} copies" if plan.redundant_experts else ""),
         "pp": f"{layers} layers into {plural(plan.stages, 'stage')}"
         + (f", {plan.chunks} a rank" if plan.chunks > 1 else "")
         + (f"; {plan.schedule}, {plural(plan.micro_batches, 'micro-batch', 'micro-batches')}"

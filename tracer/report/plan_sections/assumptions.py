@@ -9,7 +9,8 @@ from ..plan_study import PlanStudy
 def section(study: PlanStudy) -> Section | None:
     """Notes of the step, and how sure its kernels' counts are."""
     detail = study.detail
-    total = sum(detail.sure.values())
+    sure = detail.shares.sure
+    total = sum(sure.values())
     missing = ""
     if detail.unmodelled:
         names = ", ".join(code(op) for op in sorted(detail.unmodelled))
@@ -24,7 +25,7 @@ def section(study: PlanStudy) -> Section | None:
             "**unmodelled**: bytes alone." + missing,
             (Column("confidence", "confidence"), Column("seconds", "time", "s"),
              Column("share", "of kernels", "share")),
-            [(name, s, s / total) for name, s in detail.sure.items() if s],
+            [(name, s, s / total) for name, s in sure.items() if s],
         ),
         Text(
             "Errors of the kernel model by family, and predicted beside published steps of plans, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..blocks import Column, Section, Table, Text, code, section_of, table_of
@@ -81,8 +81,8 @@ def _results(mine: PlanSide, other: PlanSide) -> Table | None:
     return table_of(
         "compared_results",
         "What both come to; what does not fit has no throughput.",
-        (Column("what", "what"), Column("this", "this", "number"),
-         Column("other", "other", "number"), Column("difference", "difference", "number"),
+        (Column("what", "what"), Column("this", "this", "figure"),
+         Column("other", "other", "figure"), Column("difference", "difference", "figure"),
          Column("change", "change", "delta")),
         rows,
     )  # fmt: skip
@@ -92,6 +92,11 @@ def _difference(a: float, b: float) -> tuple[float, float, float, float | None]:
     return a, b, a - b, a / b - 1 if b else None
 
 
+def _total(name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    a, b, more = (sum(row[column] for row in rows) for column in (1, 2, 3))
+    return name, a, b, more, a / b - 1 if b else None
+
+
 def _parts(mine: Mapping[str, float], other: Mapping[str, float]) -> Table | None:
     if not other:
         return None
@@ -99,7 +104,7 @@ def _parts(mine: Mapping[str, float], other: Mapping[str, float]) -> Table | Non
     rows = [(name, *_difference(mine.get(name, 0.0), other.get(name, 0.0))) for name in names]
     return table_of(
         "compared_breakdown", "Seconds of a step.", (Column("part", "part"), *_PAIR, *_CHANGES),
-        rows, ("step", *_difference(sum(mine.values()), sum(other.values()))),
+        rows, _total("step", rows),
     )  # fmt: skip
 
 
@@ -117,7 +122,7 @@ def _memory(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Table | None:
         f"This has {a['capacity'] / 1e9:,.4g} GB, the other {b['capacity'] / 1e9:,.4g} GB.",
         (Column("part", "part"), Column("this", "this", "B"), Column("other", "other", "B"),
          Column("difference", "difference", "B"), Column("change", "change", "delta")),
-        rows, ("all", *_difference(a["total"], b["total"])),
+        rows, _total("all", rows),
     )  # fmt: skip
 
 

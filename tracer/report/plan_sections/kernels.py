@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ...predict.detail import KERNELS
 from ...predict.opcost import NOTHING, Key, OpCost
 from ..blocks import Column, Section, Table, Text, section_of, table_of
-from ..plan_study import KERNELS, PlanStudy, by_pattern
+from ..plan_study import PlanStudy, by_pattern
 from ..text import seconds
 
 _ROWS = 20

@@ -6,66 +6,51 @@ from ...predict.training import TrainingStep
 from .. import palette
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
-from ..plan_study import KERNELS, SLOWED, SUMMED, PlanStudy
+from ..plan_study import PlanStudy
 from ..plans import SLOTS
 from ..text import seconds
 
 _SHARES = (Column("seconds", "time", "s"), Column("share", "of it", "share"))
-_MEAN = {
-    KERNELS: "kernels, alone on the chip",
-    SUMMED: "weight gradients of a micro-batch added to those kept",
-    SLOWED: "what kernels take longer while messages hold SMs",
-}
 
 
 def section(study: PlanStudy) -> Section | None:
-    """The step's parts, those of compute, and slots of the pipeline."""
+    """The step's parts, what it waits for, and slots of the pipeline."""
     detail, step = study.detail, study.step
     parts = {name: s for name, s in detail.parts.items() if s}
-    compute = {name: s for name, s in detail.compute.items() if s > 1e-12}
     training = isinstance(step, TrainingStep)
     who = "A GPU's step, the mean over the pipeline's ranks." if training else (
         "One step of the instance, all stages one after the other."
     )  # fmt: skip
+    bars = [("by part", parts), ("by what it waits for", study.limits)]
     return section_of(
         "Where the time goes",
         Text(who + _skew(study)),
-        _split("breakdown", "Seconds of a step." + study.if_it_fit, parts, "step"),
-        Figure(
-            "breakdown",
-            "The step by part, and the kernels within its compute by what they wait for."
-            + study.if_it_fit,
-            lambda f: draw_shares(
-                f, [("step", parts), ("its kernels", {_WAITS[k]: s for k, s in
-                                                      detail.waits.items()})],
-                palette.STEP | {_WAITS[n]: palette.WAITS[n] for n in _WAITS},
-                "the time", f"{seconds(step.seconds)} a step",
-            ),
-            (8.0, 2.4),
+        _split("breakdown", "Seconds of a step by part." + study.if_it_fit, "part", parts),
+        _split(
+            "limits",
+            "The same step by what it waits for. Compute is its kernels, by what bounds each once "
+            "it has started, gradients of a micro-batch that are added to those kept, and what "
+            "kernels take longer while messages hold SMs." + study.if_it_fit, "waits for",
+            study.limits,
         ),
-        _split(
-            "compute", "What compute is." + study.if_it_fit,
-            {_MEAN[name]: s for name, s in compute.items()}, "compute",
-        ) if len(compute) > 1 else None,
-        _split(
-            "waits",
-            "What its kernels wait for: the start of a kernel is latency, the rest is what bounds "
-            "it." + study.if_it_fit, {n: s for n, s in detail.waits.items() if s}, "kernels",
+        Figure(
+            "breakdown", "The step by part, and by what it waits for." + study.if_it_fit,
+            lambda f: draw_shares(
+                f, bars, palette.STEP | palette.LIMITS, "the step's time",
+                f"{seconds(step.seconds)} a step",
+            ),
+            (8.0, 2.9),
         ),
         _slots(study) if training else None,
     )  # fmt: skip
 
 
-_WAITS = {"compute": "wait for compute", "memory": "wait for memory",
-          "latency": "wait for launches"}  # fmt: skip
-
-
-def _split(name: str, caption: str, parts: dict[str, float], whole: str) -> Table | None:
+def _split(name: str, caption: str, header: str, parts: dict[str, float]) -> Table | None:
     total = sum(parts.values())
     return table_of(
-        name, caption, (Column("part", "part"), *_SHARES),
+        name, caption, (Column("part", header), *_SHARES),
         [(part, s, s / total) for part, s in sorted(parts.items(), key=lambda item: -item[1])],
-        (whole, total, 1.0),
+        ("step", total, 1.0),
     )  # fmt: skip
 
 

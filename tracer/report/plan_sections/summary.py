@@ -10,6 +10,7 @@ from ..plan_rules import plan_conclusions, plan_next_steps
 from ..plan_study import PlanStudy
 from ..plans import million
 from ..sections.executive import advised, concluded
+from ..text import si
 
 
 def section(study: PlanStudy) -> Section:
@@ -61,7 +62,7 @@ def _results(study: PlanStudy) -> Table:
         add(Column("hours_per_million", "GPU hours for 1e6 tokens", "hours"), hours)
         add(Column("usd_per_million", "USD for 1e6 tokens", "USD"), dollars)
     if runs and money.tokens is not None:
-        add(Column("run_hours", f"GPU hours for {money.tokens:g} tokens", "hours"),
+        add(Column("run_hours", f"GPU hours for {si(money.tokens)}tokens", "hours"),
             money.hours(rate, gpus))  # fmt: skip
         add(Column("run_usd", f"USD at {money.price or 0:g} an hour", "USD"),
             money.dollars(rate, gpus))  # fmt: skip

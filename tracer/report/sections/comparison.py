@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from ...predict.opcost import NOTHING, Costs, Key, OpCost
 from ..blocks import Column, Section, Table, Text, section_of, table_of
 from ..facts import detailed
@@ -75,24 +78,26 @@ def op_differences(what: str, mine: Costs, other: Costs) -> Section | None:
     """Two sides op by op: those that differ, then the sum of those that are the same."""
     keys = dict.fromkeys([*mine, *other])
     pairs = [(key, mine.get(key, NOTHING), other.get(key, NOTHING)) for key in keys]
-    changed = [pair for pair in pairs if pair[1] != pair[2]]
+    changed = [pair for pair in pairs if not _alike(*pair[1:])]
     if not changed:
         return section_of(
             f"{what.capitalize()}, op by op",
             Text("No difference: the same ops with the same FLOPs, bytes and seconds."),
         )
     changed.sort(key=lambda pair: -abs(pair[1].seconds - pair[2].seconds))
-    rows: list[tuple[object, ...]] = [_row(*pair) for pair in changed[:_ROWS]]
+    rows = [_row(*pair) for pair in changed[:_ROWS]]
     rest = changed[_ROWS:]
     if rest:
         a, b = _sum([p[1] for p in rest]), _sum([p[2] for p in rest])
         rows.append(_row(("", f"{len(rest)} others that differ", ""), a, b))
-    same = [pair[1] for pair in pairs if pair[1] == pair[2]]
+    alike = [pair for pair in pairs if _alike(*pair[1:])]
+    same = [mine for _, mine, _ in alike]
     data = [_row(*pair) for pair in changed]
     if same:
         rows.append(_row(("", f"{len(same)} that are the same", ""), _sum(same), _sum(same)))
-        data += [_row(*pair) for pair in pairs if pair[1] == pair[2]]
-    both = _sum([pair[1] for pair in pairs]), _sum([pair[2] for pair in pairs])
+        data += [_row(key, cost, cost) for key, cost, _ in alike]
+    sums = _row(("all", "", ""), _sum([a for _, a, _ in pairs]), _sum([b for _, _, b in pairs]))
+    total = (*sums[:-1], sum(row[-1] for row in rows))
     more = sum(a.seconds - b.seconds for _, a, b in changed)
     verb = "more" if more > 0 else "less"
     return section_of(
@@ -114,13 +119,18 @@ def op_differences(what: str, mine: Costs, other: Costs) -> Section | None:
                 Column("other_seconds", "other", "s"), Column("more", "difference", "s"),
             ),
             rows,
-            _row(("all", "", ""), *both),
+            total,
             data,
         ),
     )  # fmt: skip
 
 
-def _row(key: Key, a: OpCost, b: OpCost) -> tuple[object, ...]:
+def _alike(a: OpCost, b: OpCost) -> bool:
+    """The same but for rounding of means."""
+    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-15) for x, y in zip(a, b, strict=True))
+
+
+def _row(key: Key, a: OpCost, b: OpCost) -> tuple[Any, ...]:
     return (
         key[0], key[1], key[2].removeprefix("aten."), a.times, b.times, a.flops, b.flops, a.bytes,
         b.bytes, a.seconds, b.seconds, a.seconds - b.seconds,
