@@ -26,10 +26,11 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
     from tracer.hardware import load_cluster
 
     from .parallel.plan import Plan
+    from .parallel.ranks import sizes_of
     from .parallel.schedules import SCHEDULES
     from .predict.training import predict_training
     from .report.search_report import SearchStudy
-    from .study.plans import search
+    from .study.plans import bounds_of, search
 
     if options.gpus is None or options.global_batch is None:
         raise UserError("--search needs --gpus and --global-batch")
@@ -56,6 +57,7 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
     program, assume = program_of(options), assumptions(options)
     money = money_of(options, cluster)
     most = {a: getattr(options, a) for a in ("tp", "cp", "pp", "ep") if getattr(options, a)}
+    schedules = (options.schedule,) if options.schedule else tuple(SCHEDULES)
     found = search(
         program,
         options.gpus,
@@ -66,7 +68,7 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
         assume=assume,
         money=money,
         most=most,
-        schedules=(options.schedule,) if options.schedule else tuple(SCHEDULES),
+        schedules=schedules,
         executor="local",
     )
     best = found.ranked[: min(options.top, _PRICED)] if options.out is not None else ()
@@ -77,5 +79,6 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
     return SearchStudy(
         program.name, program.dtype, cluster.name, cluster.chip.name, options.gpus,
         options.global_batch, options.seq, found, detailed, options.top, command, versions,
+        bounds_of(sizes_of(program).experts, most), schedules,
         found.ranked[0].notes if found.ranked else (),
     )  # fmt: skip

@@ -68,8 +68,8 @@ def draw(figure: Any, timeline: Timeline) -> None:
     legend: dict[str, Any] = {}
     for row, spans in sorted(rows.items(), key=lambda item: _rank_of_colour(item[0])):
         bars = axes.broken_barh(
-            spans, (row.top, row.height), facecolors=_COLOURS[row.kind],
-            alpha=0.5 if row.pale else 1.0, edgecolor="white", linewidth=0.1 if many else 0.4,
+            spans, (row.top, row.height), facecolors=_colour(row),
+            edgecolor="white", linewidth=0.1 if many else 0.4,
             rasterized=many,
         )  # fmt: skip
         text = _LABELS[row.kind] + (", rank's further stages" if row.pale else "")
@@ -104,11 +104,19 @@ def _collect(timeline: Timeline, rank: int, rows: dict[_Row, list[tuple[float, f
                 axes.text(
                     (slot.start + slot.end) / 2 * scale, row.top + height / 2, part.microbatch,
                     ha="center", va="center", fontsize=6 if height == _BAR else 5,
-                    color="#222222" if row.pale else "white",
+                    color="#333333" if row.pale else "white",
                 )  # fmt: skip
         if slot.free > slot.end:
             row = _Row(False, "send", rank - _BAR / 2, _BAR)
             rows[row].append((slot.end * scale, (slot.free - slot.end) * scale))
+
+
+def _colour(row: _Row) -> str:
+    """Its kind's, mixed with white if it is pale: on a dark page it stays what it is."""
+    full = _COLOURS[row.kind]
+    if not row.pale:
+        return full
+    return "#" + "".join(f"{(int(full[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
 
 
 def _rank_of_colour(row: _Row) -> tuple[bool, int, float]:

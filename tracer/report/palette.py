@@ -18,15 +18,13 @@ ROLES = {
 WAITS = {
     "compute": "#c2562f", "memory": "#2f7fb8", "network": "#3f8f57", "latency": "#8a8f98",
 }  # fmt: skip
+COMPUTE = {  # of a plan's compute
+    "compute units": "#d9825f", "memory": "#2f7fb8", "kernels to start": "#7a5fb0",
+    "gradients to be added up": "#9cc2de", "SMs that messages hold": "#e8bfae",
+}  # fmt: skip
 STEP = {
     "compute": "#c2562f", "exposed communication": "#3f8f57", "pipeline bubble": "#8a8f98",
-    "optimizer": "#6b7890", "between stages": "#b0813a", "waiting for the host": "#7a5fb0",
-}  # fmt: skip
-LIMITS = {
-    "compute units": "#c2562f", "memory": "#2f7fb8", "kernels to start": "#7a5fb0",
-    "gradients to be added up": "#9cc2de", "SMs that messages hold": "#e3a58c",
-    "messages": "#3f8f57", "other stages (bubble)": "#8a8f98", "the optimizer": "#6b7890",
-    "sends between stages": "#b0813a", "the host": "#c06a9c",
+    "optimizer": "#6b7890", "between stages": "#b0813a", "waiting for the host": "#c06a9c",
 }  # fmt: skip
 EMPTY = "#f2f2f2"  # where nothing is drawn: becomes the page's panel there
 MESSAGES = {"exposed": "#3f8f57", "behind compute": "#9ccbab"}

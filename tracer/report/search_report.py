@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..study.plans import Found
 from . import palette
 from .bars import draw_stacked
 from .blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
-from .figures import SMALL, legend
+from .figures import legend
 from .palette import GRID, INK
 from .report import Report
 from .text import plural, seconds
@@ -37,6 +38,8 @@ class SearchStudy:
     top: int
     command: str
     versions: dict[str, str]
+    most: Mapping[str, int]
+    schedules: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -74,10 +77,13 @@ def search_report(study: SearchStudy) -> Report:
 
 def _asked(study: SearchStudy) -> Section:
     found = study.found
+    bounds = ", ".join(f"{axis} up to {most:,}" for axis, most in study.most.items())
+    schedules = ", ".join(code(name) for name in study.schedules)
     lines = [
-        f"Every way to split {study.gpus:,} GPUs over tp, cp, pp, ep and dp, under each schedule, "
-        f"for {study.global_batch:,} sequences of {study.seq:,} tokens a step. "
-        f"{plural(len(found.ranked), 'plan')} fit; {len(found.dropped):,} do not run."
+        f"Every way to split {study.gpus:,} GPUs over tp, cp, pp, ep and dp, with {bounds}, under "
+        f"{schedules}, for {study.global_batch:,} sequences of {study.seq:,} tokens a step. "
+        f"{plural(len(found.ranked), 'plan')} fit; {len(found.dropped):,} do not run. Precision, "
+        "ZeRO, what is computed again and sequences at once are those asked for."
     ]
     if found.ranked:
         best = found.ranked[0]
@@ -105,7 +111,7 @@ def _ranked(study: SearchStudy) -> Section | None:
             f"The best {min(study.top, len(ranked)):,} of {plural(len(ranked), 'plan')} by tokens "
             "a second; the CSV has all. MFU counts causal pairs and the BF16 peak.",
             (
-                Column("place", "", "size"), Column("plan", "plan", "code"),
+                Column("place", "place", "size"), Column("plan", "plan", "code"),
                 Column("step", "step", "s"), Column("per_gpu", "tokens/s a GPU", "tokens/s"),
                 Column("mfu", "MFU", "ratio"), Column("bubble", "bubble", "ratio"),
                 Column("held", "fullest GPU", "B"), Column("free", "left", "B"),
@@ -133,22 +139,21 @@ def _row(number: int, step: TrainingStep) -> tuple[Any, ...]:
 
 def _draw(figure: Any, steps: tuple[TrainingStep, ...]) -> None:
     axes = figure.add_subplot()
-    colours = list(palette.CATEGORIES.values())
+    from matplotlib import colormaps
+
+    colours = colormaps["viridis"]
     depths = sorted({step.plan.pp for step in steps})
     for number, depth in enumerate(depths):
         mine = [step for step in steps if step.plan.pp == depth]
         axes.scatter(
             [s.memory.total / 1e9 for s in mine], [s.seconds for s in mine], s=22, alpha=0.75,
-            color=colours[number % len(colours)], marker="os^Dv"[number // len(colours) % 5],
+            color=colours(0.25 + 0.6 * number / max(len(depths) - 1, 1)), marker="os^Dv"[number % 5],
             label=f"pp={depth}",
         )  # fmt: skip
     m = steps[0].memory
     axes.axvline((m.capacity - m.reserve) / 1e9, color=INK, linewidth=1, linestyle="--",
                  label="memory less what is kept free")  # fmt: skip
-    axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
-    axes.yaxis.set_minor_formatter(lambda value, _: seconds(value))
-    axes.tick_params(axis="y", which="both", labelsize=SMALL)
     axes.set_xlabel("GB of the fullest GPU (1 GB = 1e9 bytes)")
     axes.set_ylabel("a step")
     axes.set_title("Step against memory", fontsize=10)
@@ -167,7 +172,7 @@ def _parts(study: SearchStudy) -> Section | None:
         "Where the best plans' seconds go",
         table_of(
             "parts", "A GPU's step, the mean over the pipeline's ranks.",
-            (Column("place", "", "size"), Column("plan", "plan", "code"),
+            (Column("place", "place", "size"), Column("plan", "plan", "code"),
              *(Column(name.replace(" ", "_"), name, "s") for name in names),
              Column("step", "step", "s")),
             [(number, plan, *(p[name] or None for name in names), sum(p.values()))

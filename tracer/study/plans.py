@@ -89,6 +89,11 @@ def candidates(gpus: int, experts: int, like: Plan, schedules: tuple[str, ...],
                     )
 
 
+def bounds_of(experts: int, most: dict[str, int] | None = None) -> dict[str, int]:
+    """The largest of each axis that a search goes up to; `most` overrides them."""
+    return {"tp": 8, "cp": 1, "pp": 64, "ep": max(experts, 1)} | (most or {})
+
+
 def search(
     program: Program, gpus: int, cluster: Cluster | str, *, global_batch: int, seq: int = 4096,
     like: Plan | None = None, assume: Assumptions | None = None, money: Money | None = None,
@@ -114,9 +119,10 @@ def search(
         UserError: not one plan is legal; says why.
     """
     like = like or Plan()
-    bounds = {"tp": 8, "cp": 1, "pp": 64, "ep": 1 << 20} | (most or {})
+    experts = sizes_of(program).experts
+    bounds = bounds_of(experts, most)
     splits: dict[tuple[int, int], list[Plan]] = {}
-    for split in candidates(gpus, sizes_of(program).experts, like, schedules, bounds):
+    for split in candidates(gpus, experts, like, schedules, bounds):
         splits.setdefault((split.tp, split.cp), []).append(split)
     if not splits:
         raise UserError(f"{gpus} GPUs: no split within the bounds {bounds}")

@@ -32,6 +32,9 @@ def section(study: PlanStudy) -> Section | None:
             + (" What a stage waits for from another counts as bubble, so sends between stages are "
                "not exposed here." if any(s.part == BETWEEN for s in sent) and BETWEEN not in parts
                else "")
+            + (" Two ranks hold each stage, one for each direction: its gradients are summed over "
+               "both." if study.step.plan.schedule == "dualpipe" and len(study.detail.stages) > 1
+               else "")
         ),
         table_of(
             "messages",
@@ -49,7 +52,7 @@ def section(study: PlanStudy) -> Section | None:
                 Column("exposed", "exposed", "s"), Column("hidden", "hidden", "s"),
             ),
             [_row(s) for s in sent],
-            ("all", None, "", None, None, None, None, sum(s.calls for s in sent),
+            ("all", "", "", "", None, None, "", sum(s.calls for s in sent),
              sum(s.bytes or 0.0 for s in sent), sum(s.links for s in sent),
              sum(s.nic for s in sent), total, sum(s.exposed for s in sent),
              sum(s.hidden for s in sent)),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from ...predict.detail import COMPUTE
 from ...predict.training import TrainingStep
 from .. import palette
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
-from ..plan_study import PlanStudy
+from ..plan_study import LIMITS, PlanStudy
 from ..plans import SLOTS
 from ..text import seconds
 
+_COLOURS = {"compute": palette.STEP["compute"], **palette.COMPUTE, **palette.STEP}
 _SHARES = (Column("seconds", "time", "s"), Column("share", "of it", "share"))
 
 
@@ -21,7 +23,10 @@ def section(study: PlanStudy) -> Section | None:
     who = "A GPU's step, the mean over the pipeline's ranks." if training else (
         "One step of the instance, all stages one after the other."
     )  # fmt: skip
-    bars = [("by part", parts), ("by what it waits for", study.limits)]
+    # What is a part of its own has one name, and one colour, in both bars.
+    names = {LIMITS[part]: part for part in detail.parts if part != COMPUTE}
+    waits = {names.get(name, name): s for name, s in study.limits.items()}
+    bars = [("by part", parts), ("by what it waits for", waits)]
     return section_of(
         "Where the time goes",
         Text(who + _skew(study)),
@@ -36,7 +41,7 @@ def section(study: PlanStudy) -> Section | None:
         Figure(
             "breakdown", "The step by part, and by what it waits for." + study.if_it_fit,
             lambda f: draw_shares(
-                f, bars, palette.STEP | palette.LIMITS, "the step's time",
+                f, bars, _COLOURS, "the step's time",
                 f"{seconds(step.seconds)} a step",
             ),
             (8.0, 2.9),

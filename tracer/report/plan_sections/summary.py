@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ...predict.serving import ServingStep
 from ...predict.training import TrainingStep
-from ..blocks import Column, Section, Table, Text, table_of
+from ..blocks import Column, Section, Table, Text
 from ..plan_facts import plan_facts
 from ..plan_rules import plan_conclusions, plan_next_steps
 from ..plan_study import PlanStudy
 from ..plans import million
 from ..sections.executive import advised, concluded
 from ..text import si
+from ..units import show
 
 
 def section(study: PlanStudy) -> Section:
@@ -34,46 +35,40 @@ def section(study: PlanStudy) -> Section:
 
 
 def _results(study: PlanStudy) -> Table:
-    step, money = study.step, study.money
-    runs = step.feasible
-    gpus = step.plan.world
-    rate = step.tokens_per_s
-    columns = [Column("phase", "phase"), Column("gpus", "GPUs", "size")]
-    cells: list[object] = [study.phase, gpus]
-
-    def add(column: Column, value: object) -> None:
-        columns.append(column)
-        cells.append(value)
-
-    name = "step" if isinstance(step, TrainingStep) else (
-        "TPOT" if step.phase == "decode" else "TTFT, no queue"
-    )  # fmt: skip
-    add(Column("step", name if runs else f"{name}, hypothetical", "s"), step.seconds)
+    step, money, runs = study.step, study.money, study.step.feasible
+    gpus, rate = step.plan.world, step.tokens_per_s
+    training = isinstance(step, TrainingStep)
+    name = "step" if training else "TPOT" if study.phase == "decode" else "TTFT, no queue"
+    rows: list[tuple[str, float | None, str]] = [
+        (name if runs else f"{name}, hypothetical", step.seconds, "s")
+    ]
     if runs:
-        add(Column("tokens_per_s", "tokens/s", "tokens/s"), rate)
-        add(Column("per_gpu", "a GPU", "tokens/s"), rate / gpus)
+        rows += [("tokens/s", rate, "tokens/s"), ("tokens/s a GPU", rate / gpus, "tokens/s")]
     if runs and isinstance(step, TrainingStep):
-        add(Column("mfu", "MFU, causal", "ratio"), step.mfu)
-        add(Column("mfu_full", "MFU, not causal", "ratio"), step.mfu_full)
-        add(Column("hours_per_trillion", "GPU hours for 1e12 tokens", "hours"),
-            step.gpu_hours_per_trillion)  # fmt: skip
+        rows += [
+            (f"MFU of the {step.precision} peak, causal pairs", step.mfu, "ratio"),
+            (f"MFU of the {step.precision} peak, all pairs", step.mfu_full, "ratio"),
+            ("GPU hours for 1e12 tokens", step.gpu_hours_per_trillion, "hours"),
+        ]
     if runs and isinstance(step, ServingStep):
         hours, dollars = million(step, money)
-        add(Column("hours_per_million", "GPU hours for 1e6 tokens", "hours"), hours)
-        add(Column("usd_per_million", "USD for 1e6 tokens", "USD"), dollars)
+        rows += [("GPU hours for 1e6 tokens", hours, "hours"),
+                 ("USD for 1e6 tokens", dollars, "USD")]  # fmt: skip
     if runs and money.tokens is not None:
-        add(Column("run_hours", f"GPU hours for {si(money.tokens)}tokens", "hours"),
-            money.hours(rate, gpus))  # fmt: skip
-        add(Column("run_usd", f"USD at {money.price or 0:g} an hour", "USD"),
-            money.dollars(rate, gpus))  # fmt: skip
-    add(Column("held", "fullest GPU holds", "B"), step.memory.total)
-    add(Column("capacity", "of", "B"), step.memory.capacity)
-    add(Column("fits", "fits"), "yes" if runs else "no")
-    found = table_of(
+        tokens = f"{si(money.tokens)}tokens"
+        rows += [(f"GPU hours for {tokens}", money.hours(rate, gpus), "hours"),
+                 (f"USD for {tokens}", money.dollars(rate, gpus), "USD")]  # fmt: skip
+    if runs and money.price is not None:
+        rows.append(("USD of a GPU hour", money.price, "USD"))
+    m = step.memory
+    rows += [("bytes of the fullest GPU", m.total, "B"), ("of a GPU", m.capacity, "B"),
+             ("of them kept free", m.reserve, "B")]  # fmt: skip
+    return Table(
         "results",
         "What the plan comes to." + (
             "" if runs else " It does not run, so it has no throughput and no price."
-        ), columns, [tuple(cells)],
+        ),
+        (Column("what", "what"), Column("reads", "reads"),
+         Column("value", "in base units", "figure")),
+        [(what, show(value, unit), value) for what, value, unit in rows if value is not None],
     )  # fmt: skip
-    assert found is not None
-    return found

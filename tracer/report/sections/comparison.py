@@ -97,7 +97,7 @@ def op_differences(what: str, mine: Costs, other: Costs) -> Section | None:
         rows.append(_row(("", f"{len(same)} that are the same", ""), _sum(same), _sum(same)))
         data += [_row(key, cost, cost) for key, cost, _ in alike]
     sums = _row(("all", "", ""), _sum([a for _, a, _ in pairs]), _sum([b for _, _, b in pairs]))
-    total = (*sums[:-1], sum(row[-1] for row in rows))
+    total = (*sums[:5], sum(row[5] for row in rows), *sums[6:])
     more = sum(a.seconds - b.seconds for _, a, b in changed)
     verb = "more" if more > 0 else "less"
     return section_of(
@@ -112,11 +112,11 @@ def op_differences(what: str, mine: Costs, other: Costs) -> Section | None:
             "Ops that differ, largest difference of seconds first. The CSV has all of them.",
             (
                 Column("pass", "pass"), Column("module", "module", "module"),
-                Column("op", "op", "op"), Column("times", "times, this", "count"),
-                Column("other_times", "other", "count"), Column("flops", "FLOPs, this", "FLOP"),
-                Column("other_flops", "other", "FLOP"), Column("bytes", "bytes, this", "B"),
-                Column("other_bytes", "other", "B"), Column("seconds", "time, this", "s"),
+                Column("op", "op", "op"), Column("seconds", "time, this", "s"),
                 Column("other_seconds", "other", "s"), Column("more", "difference", "s"),
+                Column("times", "times, this", "times"), Column("other_times", "other", "times"),
+                Column("flops", "FLOPs, this", "FLOP"), Column("other_flops", "other", "FLOP"),
+                Column("bytes", "bytes, this", "B"), Column("other_bytes", "other", "B"),
             ),
             rows,
             total,
@@ -132,8 +132,8 @@ def _alike(a: OpCost, b: OpCost) -> bool:
 
 def _row(key: Key, a: OpCost, b: OpCost) -> tuple[Any, ...]:
     return (
-        key[0], key[1], key[2].removeprefix("aten."), a.times, b.times, a.flops, b.flops, a.bytes,
-        b.bytes, a.seconds, b.seconds, a.seconds - b.seconds,
+        key[0], key[1], key[2].removeprefix("aten."), a.seconds, b.seconds, a.seconds - b.seconds,
+        a.times, b.times, a.flops, b.flops, a.bytes, b.bytes,
     )  # fmt: skip
 
 
