@@ -47,33 +47,25 @@ def run_from_main(given: argparse.Namespace, names: set[str], command: str) -> N
 def run(options: argparse.Namespace, command: str) -> None:
     """Answer what the options ask, which `check_options` let through."""
     from .report.files import check_folder
-    from .run import versions
 
     out = check_folder(options.out) if options.out is not None else None
     if options.search:
-        _search(options, command, versions(), out)
+        _search(options, command, out)
     else:
-        _price(options, command, versions(), out)
+        _price(options, command, out)
 
 
-def _price(options: argparse.Namespace, command: str, versions: dict[str, str], out: Path | None,
-           ) -> None:  # fmt: skip
+def _price(options: argparse.Namespace, command: str, out: Path | None) -> None:
     """One plan, and beside it another where `--compare` names one."""
-    from .plan_pricing import check_strict, other_side, price_plan
+    from .plan_pricing import check_strict, other_side, price_plan, study_of
 
     priced = price_plan(options)
     compared = None if options.compare is None else other_side(options)
-    whole = out is not None or compared is not None or options.strict
-    detail = priced.detail() if whole else None
-    if options.strict and detail is not None:
-        check_strict(detail)
-    step, advice = priced.step, priced.advice()
-    study = None
-    if detail is not None:
-        from .report.plan_study import PlanStudy
-
-        study = PlanStudy(step, detail, priced.money, priced.program.source, priced.program.dtype,
-                          command, versions, advice, compared)  # fmt: skip
+    step, advice, study = priced.step, priced.advice(), None
+    if out is not None or compared is not None or options.strict:
+        study = study_of(priced, command, compared, advice)
+    if options.strict and study is not None:
+        check_strict(study.detail)
     if options.json:
         more: dict[str, object] = {"advice": advice} if advice else {}
         if compared is not None:
@@ -91,13 +83,12 @@ def _price(options: argparse.Namespace, command: str, versions: dict[str, str], 
         _write(plan_report(study), out)
 
 
-def _search(options: argparse.Namespace, command: str, versions: dict[str, str], out: Path | None,
-            ) -> None:  # fmt: skip
+def _search(options: argparse.Namespace, command: str, out: Path | None) -> None:
     from .plan_search import search_plans
     from .report.plans import render_search
     from .report.search_report import search_csv, search_document, search_report
 
-    study = search_plans(options, command, versions)
+    study = search_plans(options, command)
     if options.csv is not None:
         Path(options.csv).write_text(search_csv(study.found))
     if options.json:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .predict.structure import Kernels
     from .predict.training import TrainingStep
     from .report.plan_sides import PlanSide
+    from .report.plan_study import PlanStudy
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -226,7 +227,7 @@ def other_side(options: argparse.Namespace) -> PlanSide:
     from tracer.hardware import cluster_ids
 
     from .parallel.plan import Plan
-    from .report.plan_sides import names_a_file, plan_side_from
+    from .report.plan_sides import names_a_file, plan_side_from, side_of_plan
 
     other = options.compare
     file = names_a_file(other)
@@ -246,15 +247,18 @@ def other_side(options: argparse.Namespace) -> PlanSide:
                 f"cluster, a model, or report.json or plan.json of a run; {error}"
             ) from error
     try:
-        return _side(price_plan(changed, plan), changed)
+        return side_of_plan(study_of(price_plan(changed, plan)))
     except UserError as error:
         raise UserError(f"--compare {other}: {error}") from error
 
 
-def _side(priced: Priced, options: argparse.Namespace) -> PlanSide:
-    from .report.plan_sides import side_of_plan
+def study_of(
+    priced: Priced, command: str = "", compared: PlanSide | None = None, advice: str = ""
+) -> PlanStudy:
+    """What a report of the priced step is made from."""
     from .report.plan_study import PlanStudy
+    from .run import versions
 
-    return side_of_plan(
-        PlanStudy(priced.step, priced.detail(), priced.money, "", options.dtype, "", {})
-    )
+    program = priced.program
+    return PlanStudy(priced.step, priced.detail(), priced.money, program.source, program.dtype,
+                     command, versions(), advice, compared)  # fmt: skip

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 _PRICED = 8  # of the best plans, with the parts of their seconds
 
 
-def search_plans(options: argparse.Namespace, command: str, versions: dict[str, str],
-                 ) -> SearchStudy:  # fmt: skip
+def search_plans(options: argparse.Namespace, command: str) -> SearchStudy:
     """The search that the options ask for; the best plans with parts, if a report wants them.
 
     Raises:
@@ -30,6 +29,7 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
     from .parallel.schedules import SCHEDULES
     from .predict.training import predict_training
     from .report.search_report import SearchStudy
+    from .run import versions
     from .study.plans import bounds_of, search
 
     if options.gpus is None or options.global_batch is None:
@@ -78,7 +78,7 @@ def search_plans(options: argparse.Namespace, command: str, versions: dict[str, 
     )
     return SearchStudy(
         program.name, program.dtype, cluster.name, cluster.chip.name, options.gpus,
-        options.global_batch, options.seq, found, detailed, options.top, command, versions,
+        options.global_batch, options.seq, found, detailed, options.top, command, versions(),
         bounds_of(sizes_of(program).experts, most), schedules,
         found.ranked[0].notes if found.ranked else (),
     )  # fmt: skip

@@ -44,7 +44,10 @@ def side_of_plan(study: PlanStudy) -> PlanSide:
     """The side that `study` is."""
     return PlanSide(
         study.step.as_dict(), dict(study.detail.parts), study.kernels,
-        {s.kind: (s.calls, s.bytes, s.seconds, s.exposed) for s in study.detail.sent},
+        {
+            s.kind: (None if s.bytes is None else s.calls, s.bytes, s.seconds, s.exposed)
+            for s in study.detail.sent
+        },
         study.command,
     )  # fmt: skip
 

@@ -145,9 +145,10 @@ def _draw(figure: Any, steps: tuple[TrainingStep, ...]) -> None:
     depths = sorted({step.plan.pp for step in steps})
     for number, depth in enumerate(depths):
         mine = [step for step in steps if step.plan.pp == depth]
+        shade = 0.25 + 0.6 * number / max(len(depths) - 1, 1)  # apart on light and dark ground
         axes.scatter(
             [s.memory.total / 1e9 for s in mine], [s.seconds for s in mine], s=22, alpha=0.75,
-            color=colours(0.25 + 0.6 * number / max(len(depths) - 1, 1)), marker="os^Dv"[number % 5],
+            color=colours(shade), marker="os^Dv"[number % 5],
             label=f"pp={depth}",
         )  # fmt: skip
     m = steps[0].memory

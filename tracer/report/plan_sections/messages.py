@@ -70,9 +70,10 @@ def section(study: PlanStudy) -> Section | None:
 
 
 def _row(s: Sent) -> tuple[object, ...]:
+    sizes = (s.calls, s.bytes, s.links, s.nic) if s.bytes is not None else (None,) * 4
     return (
         s.part, s.axis, s.collective, s.dtype or None, s.group.ranks, s.group.domains,
-        s.algorithm or None, s.calls, s.bytes, s.links, s.nic, s.seconds, s.exposed, s.hidden,
+        s.algorithm or None, *sizes, s.seconds, s.exposed, s.hidden,
     )  # fmt: skip
 
 
