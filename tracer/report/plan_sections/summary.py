@@ -55,7 +55,7 @@ def _results(study: PlanStudy) -> Table:
         rows += [("GPU hours for 1e6 tokens", hours, "hours"),
                  ("USD for 1e6 tokens", dollars, "USD")]  # fmt: skip
     if runs and money.tokens is not None:
-        tokens = f"{si(money.tokens)}tokens"
+        tokens = f"{si(money.tokens).strip()} tokens"
         rows += [(f"GPU hours for {tokens}", money.hours(rate, gpus), "hours"),
                  (f"USD for {tokens}", money.dollars(rate, gpus), "USD")]  # fmt: skip
     if runs and money.price is not None:
