@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import browser
 import pytest
+from plan_studies import TRAINING, plan_study, report
 from report_extras import CLOSED, full_study
 from report_studies import formulas, study
 
@@ -68,6 +69,38 @@ def test_odd_names_do_nothing(window, tmp_path):
     assert window.problems == []
     assert window.run("document.querySelectorAll('img').length") == 0
     assert "<img src=x onerror=alert(1)>" in text(window, ".tree")
+
+
+def test_a_page_of_a_plan(window, tmp_path):
+    """The same page without the explorer: quiet, tables that sort, any width, light and dark."""
+    made = report(*TRAINING)
+    path = written(made, tmp_path)
+    window.size(1280, 900)
+    window.dark(False)
+    window.problems.clear()
+    window.open(path)
+    values = (
+        "[...document.querySelectorAll('#table-modules tbody tr')]"
+        ".map(r => Number(r.cells[4].dataset.v))"
+    )
+    before = window.run(values)
+    assert before == sorted(before, reverse=True)
+    click = "document.querySelectorAll('#table-modules th button')[4].click()"
+    window.run(click)
+    window.run(click)
+    assert window.run(values) == before[::-1]
+    assert sum(before) == pytest.approx(plan_study(*TRAINING).detail.compute["kernels"])
+    assert window.run("document.querySelectorAll('#data, button.trace, .tree').length") == 0
+    assert window.run("document.querySelectorAll('figure svg').length") == 4
+    ground = "getComputedStyle(document.body).backgroundColor"
+    window.run("document.getElementById('theme').click()")
+    assert window.run(ground) == "rgb(20, 23, 29)"
+    window.run("localStorage.clear()")
+    for width in (390, 768, 1280):
+        window.size(width, 800, mobile=width < 500)
+        window.run("dispatchEvent(new Event('resize'))")
+        assert window.run("document.documentElement.scrollWidth") <= width
+    assert window.problems == []
 
 
 def test_it_paints(page):
