@@ -161,6 +161,9 @@ def test_decode():
     assert found["estimates"].text == (
         "20% of the kernels' time rests on estimates, 10% on bytes alone."
     )
+    over = replace(slow, reason="does not fit", held={"kv": 90e9})
+    assert plan_next_steps(over)[0].text == ("Take at most 64 sequences of a data rank, which fit.")
+    assert "exchange-floor" not in rules(plan_conclusions(over))
     full = replace(slow, largest=8)
     assert "batch" not in rules(plan_next_steps(full))
     assert "bytes" in rules(plan_next_steps(replace(slow, phase="training")))

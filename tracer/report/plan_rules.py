@@ -13,6 +13,7 @@ from .plan_facts import PlanFacts
 from .plan_study import LIMITS
 from .text import plural, seconds, si, size
 
+SHOWN = 0.005  # shares below it would read 0%
 TIGHT = 0.05  # of the chip's memory: less left is near the edge
 
 
@@ -45,7 +46,8 @@ def _limit(facts: PlanFacts) -> Iterator[Finding]:
     what = f"is {name}-bound" if share >= CLEAR else f"is split, {name} first"
     if not facts.fits:
         what = f"would be {what[3:]} if it had the memory"
-    rest = ", ".join(f"{facts.limits[n] / facts.seconds:.0%} for {n}" for n in order[1:3])
+    shares = ((n, facts.limits[n] / facts.seconds) for n in order[1:3])
+    rest = ", ".join(f"{s:.0%} for {n}" for n, s in shares if s >= SHOWN)
     yield Finding(
         f"{name}-bound" if share >= CLEAR else "split",
         f"{facts.phase.capitalize()} {what}: {share:.0%} of its {seconds(facts.seconds)} waits for "
@@ -149,11 +151,11 @@ def _use(facts: PlanFacts) -> Iterator[Finding]:
 
 def _floor(facts: PlanFacts) -> Iterator[Finding]:
     """Decode against the least that the expert exchange takes."""
-    if facts.floor:
+    if facts.floor and facts.fits:
         yield Finding(
             "exchange-floor",
             f"Its expert exchange alone takes {seconds(facts.floor)} a token at least; this step "
-            f"takes {facts.seconds / facts.floor:.1f} times that.",
+            f"takes {facts.seconds / facts.floor:,.1f} times that.",
             "all copies of a token over one link, two micro-batches in turn (arXiv 2505.09343)",
             facts.phase,
         )  # fmt: skip
@@ -161,7 +163,7 @@ def _floor(facts: PlanFacts) -> Iterator[Finding]:
 
 def _trust(facts: PlanFacts) -> Iterator[Finding]:
     """How sure the counts are."""
-    if facts.unmodelled or facts.estimated:
+    if facts.unmodelled or facts.estimated >= SHOWN:
         text = f"{facts.estimated:.0%} of the kernels' time rests on estimates"
         if facts.unmodelled:
             text += f", {facts.unmodelled:.0%} on bytes alone"
@@ -180,12 +182,16 @@ _CONCLUSIONS: tuple[Callable[[PlanFacts], Iterator[Finding]], ...] = (
 
 
 def _fit(facts: PlanFacts) -> Iterator[Finding]:
-    if not facts.fits:
-        yield Finding(
-            "fit", facts.advice.capitalize() + "." if facts.advice else
-            "Spread it over more GPUs, or keep less: nothing below matters until it fits.",
-            f"{size(-facts.free)} are missing on the fullest GPU", facts.phase,
-        )  # fmt: skip
+    if facts.fits:
+        return
+    if facts.advice:
+        text = f"{facts.advice.capitalize()}."
+    elif facts.largest:
+        text = f"Take at most {plural(facts.largest, 'sequence')} of a data rank, which fit."
+    else:
+        text = "Spread it over more GPUs, or keep less: nothing below matters until it fits."
+    evidence = f"{size(-facts.free)} are missing on the fullest GPU"
+    yield Finding("fit", text, evidence, facts.phase)
 
 
 def _saving(facts: PlanFacts, rule: str, text: str, evidence: str, saves: float) -> Finding:

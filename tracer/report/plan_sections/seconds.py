@@ -34,8 +34,10 @@ def section(study: PlanStudy) -> Section | None:
         _split(
             "limits",
             "The same step by what it waits for. Compute is its kernels, by what bounds each once "
-            "it has started, gradients of a micro-batch that are added to those kept, and what "
-            "kernels take longer while messages hold SMs." + study.if_it_fit, "waits for",
+            "it has started" + (
+                ", gradients of a micro-batch that are added to those kept" if training else ""
+            ) + ", and what kernels take longer while messages hold SMs." + study.if_it_fit,
+            "waits for",
             study.limits,
         ),
         Figure(
