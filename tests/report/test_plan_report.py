@@ -46,18 +46,8 @@ HEADINGS = {
 6 Memory feasibility
 7 What this rests on
 """,
-    INFEASIBLE: """\
-1 What was asked
-2 Summary
-2.1 Conclusions
-2.2 Next optimisations
-3 Where the time goes
-4 Communication envelope
-5 Kernels
-6 Memory feasibility
-7 What this rests on
-""",
 }
+HEADINGS[INFEASIBLE] = HEADINGS[DECODE]  # one stage, too
 
 # By hand: 16 GPUs in 2 stages leave 8 data ranks; nodes of h100_ib have 8 GPUs; the model has 6
 # layers. The data ranks of a stage are one node, so are its 8 expert ranks.
