@@ -28,7 +28,7 @@ from .messages import (
     of_time,
     spread,
 )
-from .opcost import Key, OpCost, Shares, added, kernels_of, shares_of
+from .opcost import Key, OpCost, Shares, added, kernels_of, shares_of, unmodelled_in
 from .pipeline import Timed, two_streams
 from .program import stages_of
 from .serving import Serving, ServingStep, exchange_of, memories, span
@@ -289,8 +289,7 @@ def _ends(timed: Timed) -> list[Sent]:
 def _unmodelled(blocks: Sequence[Block]) -> dict[str, int]:
     found: dict[str, int] = {}
     for block in blocks:
-        for source in block.passes.made_of:
-            found |= source.clocked.ledger.unmodelled()
+        found |= unmodelled_in(block.passes)
     return found
 
 

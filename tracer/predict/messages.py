@@ -100,14 +100,13 @@ def messages_of(passes: Passes, groups: Mapping[str, Group]) -> tuple[Sent, ...]
     """
     found = []
     for source, piece in pieces_of(passes):
-        if piece.time is None:
+        message = piece.launch.message
+        if message is None or piece.time is None:
             continue
-        kernel, axis = piece.kernel, piece.segment.axis
-        dtype = next(source.clocked.ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
-        nbytes = sum(kernel.cost.messages.values()) / kernel.launches
         found.append(of_time(
-            piece.direction, axis, kernel.name, DEEPEP_DTYPES.get(dtype, dtype),
-            source.links.groups[axis], nbytes, piece.time, source.sign * kernel.launches,
+            piece.launch.direction, message.axis, message.name,
+            DEEPEP_DTYPES.get(message.dtype, message.dtype), source.links.groups[message.axis],
+            message.nbytes / message.launches, piece.time, source.sign * message.launches,
         ))  # fmt: skip
     rows = merged(found)
     more = []

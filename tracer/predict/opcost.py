@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..cost.work import ATTENTION
-from .passes import COMPUTE, Passes, Piece, Source
+from ..cost.work import ATTENTION, UNMODELLED
+from .passes import Passes, Piece, Source
 
 Key = tuple[str, str, str]  # pass, module path, op without its overload
 
@@ -49,11 +49,13 @@ def pieces_of(passes: Passes) -> Iterable[tuple[Source, Piece]]:
 
 def kernels_of(passes: Passes) -> dict[Key, OpCost]:
     """Of one micro-batch; what a step runs once is left out."""
-    return added(
-        (_ops(source, piece), source.sign)
-        for source, piece in pieces_of(passes)
-        if piece.segment.axis == COMPUTE and not piece.once
-    )
+    return added((_ops(source, piece), source.sign) for source, piece in _kernels(passes))
+
+
+def _kernels(passes: Passes) -> Iterable[tuple[Source, Piece]]:
+    for source, piece in pieces_of(passes):
+        if piece.launch.message is None and not piece.launch.once:
+            yield source, piece
 
 
 class Shares(NamedTuple):
@@ -85,32 +87,34 @@ def shares_of(passes: Passes) -> Shares:
     waits: dict[str, float] = {}
     sure: dict[str, float] = {}
     peak = 0.0
-    for source, piece in pieces_of(passes):
-        if piece.segment.axis != COMPUTE or piece.once:
-            continue
-        timed = source.clocked.times[id(piece.kernel)]
-        seconds = source.sign * piece.segment.seconds
-        peak += timed.matrix * seconds / timed.total if timed.total else 0.0
-        start = min(timed.launch / timed.total, 1.0) if timed.total else 0.0
-        for name, share in (("latency", start), (timed.works, 1 - start)):
-            waits[name] = waits.get(name, 0.0) + share * seconds
-        for place, part in enumerate(piece.kernel.parts):
-            share = timed.seconds_of(place) / timed.total if timed.total else 0.0
-            sure[part.confidence] = sure.get(part.confidence, 0.0) + share * seconds
+    for source, piece in _kernels(passes):
+        launch, seconds = piece.launch, source.sign * piece.segment.seconds
+        scale = seconds / launch.seconds if launch.seconds else 0.0
+        peak += launch.peak * scale
+        for name, own in (("latency", launch.start), (launch.works, launch.seconds - launch.start)):
+            waits[name] = waits.get(name, 0.0) + own * scale
+        for op in launch.ops:
+            sure[op.confidence] = sure.get(op.confidence, 0.0) + op.share * seconds
     return Shares(waits, sure, peak)
 
 
 def _ops(source: Source, piece: Piece) -> dict[Key, OpCost]:
     """A kernel's seconds over the ops that it runs."""
-    clocked, kernel = source.clocked, piece.kernel
-    timed = clocked.times[id(kernel)]
-    factor = piece.segment.seconds / timed.total if timed.total else 1.0
-    work = source.attention if kernel.kind == ATTENTION else 1.0
+    launch = piece.launch
+    work = source.attention if launch.kind == ATTENTION else 1
     found: dict[Key, OpCost] = {}
-    for place, part in enumerate(kernel.parts):
-        op = clocked.ledger.trace.ops[part.op]
-        key = (kernel.phase, part.module, op.overload_packet)
-        cost = OpCost(op.times, part.cost.total_flops * work, part.cost.total_bytes,
-                      timed.seconds_of(place) * factor)  # fmt: skip
+    for op in launch.ops:
+        cost = OpCost(op.times, op.flops * work, op.nbytes, op.share * piece.segment.seconds)
+        key = (launch.phase, op.module, op.op)
         found[key] = found.get(key, NOTHING).plus(cost)
+    return found
+
+
+def unmodelled_in(passes: Passes) -> dict[str, int]:
+    """Ops without a formula, and how often they ran."""
+    found: dict[str, int] = {}
+    for _, piece in pieces_of(passes):
+        for op in piece.launch.ops:
+            if op.confidence == UNMODELLED:
+                found[op.op] = found.get(op.op, 0) + op.times
     return found
