@@ -18,17 +18,19 @@ ROLES = {
 WAITS = {
     "compute": "#c2562f", "memory": "#2f7fb8", "network": "#3f8f57", "latency": "#8a8f98",
 }  # fmt: skip
-COMPUTE = {  # of a plan's compute
-    "compute units": "#d9825f", "memory": "#2f7fb8", "kernels to start": "#7a5fb0",
-    "gradients to be added up": "#9cc2de", "SMs that messages hold": "#e8bfae",
-}  # fmt: skip
-STEP = {
-    "compute": "#c2562f", "exposed communication": "#3f8f57", "pipeline bubble": "#8a8f98",
-    "optimizer": "#6b7890", "between stages": "#b0813a", "waiting for the host": "#c06a9c",
-}  # fmt: skip
-EMPTY = "#f2f2f2"  # where nothing is drawn: becomes the page's panel there
-MESSAGES = {"exposed": "#3f8f57", "behind compute": "#9ccbab"}
 OTHER = "#8a8f98"
 INK = "#222222"  # text and axes: becomes the page's own colour there
 GRID = "#dddddd"
 ON_COLOUR = "#fefefe"  # text on a bar, on either ground
+EMPTY = "#f2f2f2"  # where nothing is drawn: becomes the page's panel there
+# Of a plan: parts of a step, what its compute waits for, its messages.
+STEP = {
+    "compute": WAITS["compute"], "exposed communication": WAITS["network"],
+    "pipeline bubble": OTHER, "optimizer": ROLES["optimizer"],
+    "between stages": ROLES["gradients"], "waiting for the host": CATEGORIES["head"],
+}  # fmt: skip
+COMPUTE = {
+    "compute units": "#d9825f", "memory": WAITS["memory"], "kernels to start": PHASES["forward"],
+    "gradients to be added up": "#9cc2de", "SMs that messages hold": "#e8bfae",
+}  # fmt: skip
+MESSAGES = {"exposed": WAITS["network"], "behind compute": "#9ccbab"}

@@ -38,8 +38,9 @@ def _times(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _plain(value: float) -> str:
+    """Four figures; a size is written out, so that 32,768 stays itself."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def _amount(value: float) -> str:
@@ -60,8 +61,7 @@ UNITS: dict[str, Unit] = {
     "share": Unit("share of the whole, 1 is all of it", lambda v: f"{v:.1%}", adds=True),
     "ratio": Unit("share or ratio, 1 is equal; not summed", lambda v: f"{v:.1%}"),
     "delta": Unit("relative change, 0 is none", _delta),
-    "number": Unit("plain number", lambda v: f"{v:,.4g}"),
-    "figure": Unit("a figure in the unit that its row names", _figure),
+    "number": Unit("plain number", _plain),
     "FLOP/B": Unit("FLOPs a byte of memory traffic", lambda v: f"{v:,.1f}"),
     "FLOP/s": Unit("FLOPs a second", lambda v: f"{si(v)}FLOP/s"),
     "B/s": Unit("bytes a second", lambda v: f"{si(v)}B/s"),

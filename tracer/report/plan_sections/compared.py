@@ -81,8 +81,8 @@ def _results(mine: PlanSide, other: PlanSide) -> Table | None:
     return table_of(
         "compared_results",
         "What both come to; what does not fit has no throughput.",
-        (Column("what", "what"), Column("this", "this", "figure"),
-         Column("other", "other", "figure"), Column("difference", "difference", "figure"),
+        (Column("what", "what"), Column("this", "this", "number"),
+         Column("other", "other", "number"), Column("difference", "difference", "number"),
          Column("change", "change", "delta")),
         rows,
     )  # fmt: skip

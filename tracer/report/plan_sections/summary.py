@@ -69,6 +69,6 @@ def _results(study: PlanStudy) -> Table:
             "" if runs else " It does not run, so it has no throughput and no price."
         ),
         (Column("what", "what"), Column("reads", "reads"),
-         Column("value", "in base units", "figure")),
+         Column("value", "in base units", "number")),
         [(what, show(value, unit), value) for what, value, unit in rows if value is not None],
     )  # fmt: skip
