@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..predict.detail import BUBBLE, COMMUNICATION, HOPS, HOST, OPTIMIZER, SLOWED, SUMMED
-from .findings import CLEAR, DOMINATES, MATTERS, Finding
+from .findings import CLEAR, MATTERS, Finding
 from .plan_facts import PlanFacts
 from .plan_study import LIMITS
 from .text import plural, seconds, si, size
@@ -284,13 +284,13 @@ def _launches(facts: PlanFacts) -> Iterator[Finding]:
 
 
 def _more_sequences(facts: PlanFacts) -> Iterator[Finding]:
+    """Weights are read once for all sequences of a rank, caches once for each."""
     waits = facts.waits("memory")
-    room = facts.largest is not None and facts.largest > facts.batch
-    if facts.phase == "decode" and waits >= DOMINATES * facts.seconds and room:
+    if facts.phase == "decode" and facts.largest is not None and facts.largest > facts.batch:
         yield _saving(
             facts, "batch",
-            "Decode more sequences together: the reads of weights that they share become free a "
-            "token. The saving is per token, and caches are read in addition.",
+            "Decode more sequences together: weights are read once for all of them. The saving is "
+            "per token, and their caches are read in addition.",
             f"{plural(facts.batch, 'sequence')} of a data rank, {facts.largest:,} fit; "
             f"{seconds(waits)} wait for memory", waits,
         )  # fmt: skip
