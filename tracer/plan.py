@@ -85,12 +85,13 @@ def _price(options: argparse.Namespace, command: str, out: Path | None) -> None:
 
 def _search(options: argparse.Namespace, command: str, out: Path | None) -> None:
     from .plan_search import search_plans
+    from .report.files import write_whole
     from .report.plans import render_search
     from .report.search_report import search_csv, search_document, search_report
 
     study = search_plans(options, command)
     if options.csv is not None:
-        Path(options.csv).write_text(search_csv(study.found))
+        write_whole(Path(options.csv), search_csv(study.found))
     if options.json:
         print(json.dumps(search_document(study), indent=1))
     else:
