@@ -29,9 +29,10 @@ from .messages import (
     spread,
 )
 from .opcost import Key, OpCost, Shares, added, kernels_of, shares_of, unmodelled_in
+from .passes import Passes
 from .pipeline import Timed, two_streams
 from .program import stages_of
-from .serving import Serving, ServingStep, exchange_of, memories, span
+from .serving import Serving, ServingStep, memories, served, span, stages_for
 from .structure import Block, groups_on
 from .training import TrainingStep, check
 
@@ -126,26 +127,19 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
 
 def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Detail:
     """Of a step that `predict_serving` priced, with its `assume`."""
+    assume = served(assume, program, step.phase)
     plan, network, count = step.plan, network_of(step.cluster), assume.micro_batches
-    blocks = stages_of(
-        program, plan, network, assume.kernels, phase=step.phase, seq=step.seq,
-        context=step.context, exchange=exchange_of(assume, step.phase), skew=step.skew,
-        weights=assume.weights,
-    ).blocks()  # fmt: skip
+    blocks = stages_for(
+        program, plan, network, step.phase, assume, step.seq, step.context, step.skew
+    ).blocks()
     kernels, shares = _kernels(blocks, count)
     alone = sum(cost.seconds for cost in kernels.values())
-    spans = [span(block, assume) for block in blocks]
+    spans = [span(block, assume, step.phase) for block in blocks]
     compute, exposed = sum(s[2] for s in spans), sum(s[1] for s in spans)
     sent: list[Sent] = []
     for block in blocks:
         passes = block.passes
-        seen = {(FORWARD, axis): s * count for axis, s in passes.messages(FORWARD).items()}
-        if count == 2:
-            seen = {}
-            both = two_streams(passes.forward, passes.forward)
-            chains = {"f": passes.forward, "b": passes.forward}
-            for (_, axis), s in exposed_together(both, chains).items():
-                seen[FORWARD, axis] = seen.get((FORWARD, axis), 0.0) + s
+        seen = _exposed(passes, count, span(block, assume, step.phase)[1])
         found = messages_of(passes, groups_on(plan, network))
         sent += spread((s.scaled(count) for s in found), seen)
     hops = _sends([b.passes.hop for b in blocks[:-1]], plan.ranks_per_stage, network)
@@ -164,6 +158,22 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
         kernels_of(blocks[pace].passes), tuple(memories(blocks, assume, step.cluster)),
         _unmodelled(blocks),
     )  # fmt: skip
+
+
+def _exposed(passes: Passes, count: int, exposed: float) -> dict[tuple[str, str], float]:
+    """The `exposed` seconds of a stage's messages by axis: as two streams leave them, all alike of
+    one micro-batch.
+    """
+    by = passes.messages(FORWARD)
+    if count == 2:
+        both = two_streams(passes.forward, passes.forward)
+        chains = {"f": passes.forward, "b": passes.forward}
+        left = dict.fromkeys(by, 0.0)
+        for (_, axis), seconds in exposed_together(both, chains).items():
+            left[axis] += seconds
+        by = left if sum(left.values()) else by
+    whole = sum(by.values())
+    return {(FORWARD, axis): exposed * s / whole for axis, s in by.items() if whole}
 
 
 def detail_of(
