@@ -14,7 +14,6 @@ from ..capture.records import BACKWARD, FORWARD
 from ..parallel.groups import strided
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
-from . import time_shares
 from .assumptions import Assumptions
 from .gpu_memory import GpuMemory, by_rank
 from .messages import (
@@ -28,12 +27,13 @@ from .messages import (
     of_time,
     spread,
 )
-from .opcost import Key, OpCost, Shares, added, kernels_of, shares_of, unmodelled_in
+from .opcost import Key, OpCost, Waits, added, kernels_of, unmodelled_in, waits_of
 from .passes import Passes
 from .pipeline import Timed, two_streams
 from .program import stages_of
 from .serving import Serving, ServingStep, memories, served, span, stages_for
 from .structure import Block, groups_on
+from .time_shares import Shares
 from .training import TrainingStep, check
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Detail:
     parts: dict[str, float]
     compute: dict[str, float]
     kernels: dict[Key, OpCost]
-    shares: Shares
+    shares: Waits
     sent: tuple[Sent, ...]
     stages: tuple[StageTimes, ...]
     pace: int
@@ -193,21 +193,21 @@ def _layers(program: Program, plan: Plan, stage: int) -> tuple[int, int]:
     return layers.start, len(layers)
 
 
-def _kernels(blocks: Sequence[Block], each: float) -> tuple[dict[Key, OpCost], Shares]:
+def _kernels(blocks: Sequence[Block], each: float) -> tuple[dict[Key, OpCost], Waits]:
     """Kernels of all stages, `each` times."""
     alike: dict[int, tuple[Block, int]] = {}
     for block in blocks:
         alike[id(block)] = block, alike.get(id(block), (block, 0))[1] + 1
-    shares = Shares({}, {}, 0.0)
+    shares = Waits({}, {}, 0.0)
     for block, count in alike.values():
-        shares = shares.plus(shares_of(block.passes), each * count)
+        shares = shares.plus(waits_of(block.passes), each * count)
     kernels = added((kernels_of(block.passes), each * count) for block, count in alike.values())
     return kernels, shares
 
 
 def _slowed(timed: Timed) -> float:
     """Seconds that compute of overlapped slots takes longer, summed over ranks."""
-    found, counts = 0.0, time_shares.Shares(timed).counts
+    found, counts = 0.0, Shares(timed).counts
     for mine in counts:
         for (kind, stage, back), n in mine.items():
             if kind == "F&B" and (stage, back) in timed.pairs:
@@ -220,7 +220,7 @@ def _slowed(timed: Timed) -> float:
 
 def _inside(timed: Timed, each: float) -> list[Sent]:
     """Messages of forwards and backwards, with what their slots leave exposed."""
-    counts = time_shares.Shares(timed).counts
+    counts = Shares(timed).counts
     exposed: dict[int, dict[tuple[str, str], float]] = {n: {} for n in range(len(timed.blocks))}
 
     def add(stage: int, direction: str, by_axis: dict[str, float], n: int) -> None:

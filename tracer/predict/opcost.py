@@ -58,7 +58,7 @@ def _kernels(passes: Passes) -> Iterable[tuple[Source, Piece]]:
             yield source, piece
 
 
-class Shares(NamedTuple):
+class Waits(NamedTuple):
     """Seconds of kernels: by what they wait for ("compute", "memory", "latency"), by how sure
     their counts are ("exact", "estimated", "unmodelled"); `peak` is what their matrix products
     take at the datasheet's peaks.
@@ -68,21 +68,21 @@ class Shares(NamedTuple):
     sure: dict[str, float]
     peak: float
 
-    def plus(self, other: Shares, factor: float) -> Shares:
+    def plus(self, other: Waits, factor: float) -> Waits:
         """Itself and `factor` of `other`."""
 
         def both(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
             names = dict.fromkeys([*mine, *theirs])
             return {n: mine.get(n, 0.0) + factor * theirs.get(n, 0.0) for n in names}
 
-        return Shares(
+        return Waits(
             both(self.waits, other.waits),
             both(self.sure, other.sure),
             self.peak + factor * other.peak,
         )
 
 
-def shares_of(passes: Passes) -> Shares:
+def waits_of(passes: Passes) -> Waits:
     """Of one micro-batch; what a step runs once is left out."""
     waits: dict[str, float] = {}
     sure: dict[str, float] = {}
@@ -95,7 +95,7 @@ def shares_of(passes: Passes) -> Shares:
             waits[name] = waits.get(name, 0.0) + own * scale
         for op in launch.ops:
             sure[op.confidence] = sure.get(op.confidence, 0.0) + op.share * seconds
-    return Shares(waits, sure, peak)
+    return Waits(waits, sure, peak)
 
 
 def _ops(source: Source, piece: Piece) -> dict[Key, OpCost]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...predict.pipeline import GpuMemory
+from ...predict.gpu_memory import GpuMemory
 from ...predict.serving import ServingStep
 from .. import palette
 from ..bars import draw_held
