@@ -13,7 +13,7 @@ from plan_studies import DECODE, INFEASIBLE, TRAINING, plan_study, report, searc
 from tracer.report.blocks import Figure, Table, Text, blocks_of, placed
 from tracer.report.data import as_csv, full_document, tables_of
 from tracer.report.markdown import render, table
-from tracer.report.pictures import draw_all
+from tracer.report.pictures import Pictures
 from tracer.report.search_report import search_document, search_report
 from tracer.report.units import UNITS
 
@@ -126,7 +126,7 @@ def test_nothing_is_empty_and_names_are_once(kind):
         if isinstance(block, Text):
             assert block.text.strip()
             assert "None" not in block.text
-    assert all(p.svg.startswith("<?xml") and p.png for p in draw_all(report(*kind).sections))
+    assert all(p.svg.startswith("<?xml") and p.png for p in Pictures(report(*kind).sections))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,4 +241,4 @@ def test_a_search_ranks_and_counts():
     assert search_document(study)["dropped"] == found.reasons
     assert all(c["unit"] in UNITS for t in full_document(made)["tables"].values()
                for c in t["columns"])  # fmt: skip
-    assert len(list(draw_all(made.sections))) == 2
+    assert len(list(Pictures(made.sections))) == 2

@@ -12,7 +12,7 @@ from ..predict.training import TrainingStep
 from ..study.plans import Found
 from . import palette
 from .bars import draw_stacked
-from .blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
+from .blocks import Column, Drawing, Figure, Section, Table, Text, code, section_of, table_of
 from .figures import legend
 from .palette import GRID, INK
 from .report import Report
@@ -123,7 +123,7 @@ def _ranked(study: SearchStudy) -> Section | None:
             "step_memory",
             "A point a plan: what is quick and small is at the bottom left. Colours are pipeline "
             "depths." + (f" The best {_POINTS} are drawn." if len(ranked) > _POINTS else ""),
-            lambda f: _draw(f, shown), (8.0, 4.6),
+            Drawing(_draw, (shown,)), (8.0, 4.6),
         ) if len(ranked) > 1 else None,
     )  # fmt: skip
 
@@ -181,7 +181,7 @@ def _parts(study: SearchStudy) -> Section | None:
         ),
         Figure(
             "parts", "The best plans by place, their seconds by part.",
-            lambda f: draw_stacked(f, bars, palette.STEP, "a step", "Steps of the best plans"),
+            Drawing(draw_stacked, (bars, palette.STEP, "a step", "Steps of the best plans")),
             (8.0, 1.6 + 0.34 * len(bars)),
         ),
     )  # fmt: skip

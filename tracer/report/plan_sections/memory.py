@@ -6,7 +6,7 @@ from ...predict.gpu_memory import GpuMemory
 from ...predict.serving import ServingStep
 from .. import palette
 from ..bars import draw_held
-from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Table, Text, section_of, table_of
 from ..plan_study import PlanStudy, held_by
 from ..text import plural, size
 
@@ -39,9 +39,9 @@ def section(study: PlanStudy) -> Section | None:
         Figure(
             "memory",
             "Bars right of the dashed line do not fit.",
-            lambda f: draw_held(
-                f, bars, _COLOURS, m.capacity - m.reserve, f"{chip} less {size(m.reserve)}"
-            ),
+            Drawing(draw_held, (
+                bars, _COLOURS, m.capacity - m.reserve, f"{chip} less {size(m.reserve)}",
+            )),
             (8.0, 1.4 + 0.3 * len(bars)),
         ),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...predict.detail import COMMUNICATION, HOPS
 from ...predict.messages import BETWEEN, Sent
 from ..bars import draw_stacked
-from ..blocks import Column, Figure, Section, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..palette import MESSAGES
 from ..plan_study import PlanStudy
 from ..text import seconds
@@ -60,10 +60,10 @@ def section(study: PlanStudy) -> Section | None:
         Figure(
             "messages",
             "Messages by group: what compute does not hide lengthens the step." + study.if_it_fit,
-            lambda f: draw_stacked(
-                f, bars, MESSAGES, "time of a step's messages, of one GPU",
+            Drawing(draw_stacked, (
+                bars, MESSAGES, "time of a step's messages, of one GPU",
                 f"{seconds(exposed)} of {seconds(total)} exposed",
-            ),
+            )),
             (8.0, 1.6 + 0.4 * len(bars)),
         ),
     )  # fmt: skip

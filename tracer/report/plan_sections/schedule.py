@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...predict.training import TrainingStep, timeline_of
-from ..blocks import Figure, Section, Text
+from ..blocks import Drawing, Figure, Section, Text
 from ..gantt import draw
 from ..plan_study import PlanStudy
 
@@ -26,7 +26,7 @@ def section(study: PlanStudy) -> Section | None:
                 "pipeline",
                 "Every slot of every rank up to the last backward; messages over data ranks and "
                 "the optimizer come after it." + study.if_it_fit,
-                lambda f: draw(f, timeline), (11.0, 1.9 + 0.3 * timeline.schedule.ranks),
+                Drawing(draw, (timeline,)), (11.0, 1.9 + 0.3 * timeline.schedule.ranks),
             ),
         ),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from ...predict.detail import COMPUTE
 from ...predict.training import TrainingStep
 from .. import palette
 from ..bars import draw_shares
-from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Table, Text, section_of, table_of
 from ..plan_study import LIMITS, PlanStudy
 from ..plans import SLOTS
 from ..text import seconds
@@ -42,10 +42,9 @@ def section(study: PlanStudy) -> Section | None:
         ),
         Figure(
             "breakdown", "The step by part, and by what it waits for." + study.if_it_fit,
-            lambda f: draw_shares(
-                f, bars, _COLOURS, "the step's time",
-                f"{seconds(step.seconds)} a step",
-            ),
+            Drawing(draw_shares, (
+                bars, _COLOURS, "the step's time", f"{seconds(step.seconds)} a step",
+            )),
             (8.0, 2.9),
         ),
         _slots(study) if training else None,
