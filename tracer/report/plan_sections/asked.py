@@ -40,7 +40,7 @@ def _run(study: PlanStudy) -> list[tuple[str, str]]:
         ("model", step.model), ("traced as", study.source), ("precision", study.dtype),
         ("cluster", f"{step.cluster.id}: {step.cluster.name}"),
         ("chip", f"{chip.name}: {rates}, {si(chip.memory_bandwidth)}B/s, "
-                 f"{size(chip.memory_capacity)}"),
+                 f"{size(chip.memory_capacity)}; programs get {size(chip.memory_given)}"),
         ("GPUs", f"{step.plan.world:,}"), ("phase", study.phase), ("plan", str(step.plan)),
     ]  # fmt: skip
     if isinstance(step, TrainingStep):

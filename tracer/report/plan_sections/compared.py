@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def _results(mine: PlanSide, other: PlanSide) -> Table | None:
     for key, name in _RESULTS:
         a, b = mine.record.get(key), other.record.get(key)
         if a is not None or b is not None:
-            more = (None, None) if a is None or b is None else (a - b, a / b - 1 if b else None)
+            more = (None, None) if a is None or b is None else _difference(a, b)[2:]
             rows.append((name, a, b, *more))
     return table_of(
         "compared_results",
@@ -89,7 +90,13 @@ def _results(mine: PlanSide, other: PlanSide) -> Table | None:
 
 
 def _difference(a: float, b: float) -> tuple[float, float, float, float | None]:
-    return a, b, a - b, a / b - 1 if b else None
+    """Both, how much more the first is, and relative to the other."""
+    return a, b, _more(a, b), _more(a, b) / b if b else None
+
+
+def _more(a: float, b: float) -> float:
+    """Zero where the two are sums of the same numbers in another order."""
+    return 0.0 if math.isclose(a, b, rel_tol=1e-12) else a - b
 
 
 def _total(name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -134,7 +141,7 @@ def _messages(mine: PlanSide, other: PlanSide) -> Table | None:
     for kind in dict.fromkeys([*mine.messages, *other.messages]):
         a, b = mine.messages.get(kind, none), other.messages.get(kind, none)
         pairs = [value for pair in zip(a, b, strict=True) for value in pair]
-        more = [(a[i] or 0.0) - (b[i] or 0.0) for i in (2, 3)]
+        more = [_more(a[i] or 0.0, b[i] or 0.0) for i in (2, 3)]
         rows.append((*(text or None for text in kind), *pairs, *more))
     return table_of(
         "compared_messages",
