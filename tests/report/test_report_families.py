@@ -2,12 +2,14 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
-from report_studies import sections, study
+from report_studies import formulas, sections, study
 
 from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
 from tracer.report.data import tables_of
+from tracer.report.sections import build
 from tracer.report.units import UNITS
 
 FAMILIES = ("deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "odd", "nothing")
@@ -174,6 +176,45 @@ def test_attention_is_told_from_shapes(name, heads, cache):
     found = dict(tables(name)["fingerprint"].rows)
     assert found["attention heads"] == heads
     assert found.get("KV cache of a layer") == cache
+
+
+# Words that mean nothing to a model without experts, without sequences.
+NO_EXPERTS = ("expert", "routing", "routed")
+NO_TOKENS = ("token", "decode", "cache", "causal", "masked", "prompt", "tokens/s", "sequence")
+FOREIGN = {
+    "llama": NO_EXPERTS,
+    "vit": NO_EXPERTS + NO_TOKENS,
+    "odd": NO_EXPERTS + NO_TOKENS,
+    "nothing": NO_EXPERTS + NO_TOKENS,
+}
+# Definitions of words, and rows of other models, are the same in every report.
+GENERAL = {"terms", "accuracy", "formulas"}
+
+
+def _words(name):
+    """(where, text) of all prose, captions, headers and text cells."""
+    whole = replace(study(name), **_fields(formulas(name)))
+    for item in placed(build(whole)):
+        for block in item.section.blocks:
+            if isinstance(block, Text):
+                yield item.section.title, block.text
+            elif isinstance(block, Table) and block.name not in GENERAL:
+                yield block.name, block.caption
+                yield block.name, " ".join(column.header for column in block.columns)
+                texts = [n for n, c in enumerate(block.columns) if c.unit == "text"]
+                for row in block.rows:
+                    yield block.name, " ".join(str(row[n]) for n in texts if row[n] is not None)
+
+
+def _fields(found):
+    return {k: v for k, v in found._asdict().items() if k != "remarks"}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_word_of_another_kind_of_model(name):
+    for where, text in _words(name):
+        for word in FOREIGN[name]:
+            assert word not in text.lower(), (where, word, text)
 
 
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():

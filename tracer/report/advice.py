@@ -8,33 +8,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .facts import Facts, PhaseFacts
-from .findings import DOMINATES, MATTERS, Finding
+from .findings import DOMINATES, HELD, MATTERS, Finding
 from .text import plural, seconds, si, size
 
 
 def next_steps(facts: Facts, most: int = 3) -> list[Finding]:
-    """What to try: what makes it run at all, then up to `most` a phase by what they may save."""
-    found = list(_fit(facts))
+    """A phase at a time: what makes it run at all, then up to `most` by what they may save."""
+    found: list[Finding] = []
     for phase in facts.phases:
+        found += _fit(facts, phase)
         mine = [f for rule in _NEXT for f in rule(facts, phase)]
         mine = [f for f in mine if (f.share or 0) >= MATTERS]
         found += sorted(mine, key=lambda f: -(f.share or 0))[:most]
     return found
 
 
-def _fit(facts: Facts) -> Iterator[Finding]:
-    tight = [p for p in facts.phases if not p.fits]
-    if tight:
-        worst = max(tight, key=lambda p: p.chips)
-        held = sum(worst.held.values())
-        kind = max(worst.held, key=lambda name: worst.held[name])
-        yield Finding(
-            "shard",
-            f"Spread {worst.phase} over at least {plural(worst.chips, 'chip')}, or make its {kind} "
-            "smaller: nothing below matters until it fits.",
-            f"{kind} {size(worst.held[kind])} of {size(held)}",
-            worst.phase,
-        )
+def _fit(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    if p.fits:
+        return
+    held = sum(p.held.values())
+    kind = max(p.held, key=lambda name: p.held[name])
+    other = ""
+    if held - p.held[kind] < facts.chip_memory:  # it would be enough to shrink what holds most
+        least = facts.chip_memory - (held - p.held[kind])
+        other = f", or bring its {HELD[kind]} down to {size(least)}"
+    yield Finding(
+        "shard",
+        f"Spread it over at least {plural(p.chips, 'chip')}{other}: until it fits, its other rows "
+        "are hypothetical.",
+        f"{HELD[kind]} {size(p.held[kind])} of {size(held)}; one chip has "
+        f"{size(facts.chip_memory)}",
+        p.phase,
+    )
 
 
 def _saving(p: PhaseFacts, rule: str, text: str, evidence: str, saves: float) -> Finding:
@@ -64,11 +69,11 @@ def _more_sequences(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     """Weights are read once for all sequences of a batch."""
     waits = _reading(p, "weights")
     if p.phase == "decode" and p.regime == "memory" and waits >= DOMINATES * p.step:
+        experts = ", less the experts that were not hit yet" if facts.experts else ""
         yield _saving(
             p, "batch",
-            "Decode more sequences together: per token, the reads of weights that they share "
-            "become free. The saving is per token, and experts that were not hit yet are read in "
-            "addition.",
+            "Decode more sequences together: a read of the weights serves all of them. The step "
+            f"grows, the time per token shrinks by up to this share{experts}.",
             f"{p.intensity:,.1f} FLOP/B at batch {p.batch}, the ridge is "
             f"{p.ridge / p.intensity:,.0f} times as high" if p.intensity else "no matrix work",
             waits,

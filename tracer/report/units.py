@@ -31,7 +31,13 @@ def _rate(value: float) -> str:
 
 
 def _delta(value: float) -> str:
-    return f"{value:+.1%}"
+    text = f"{value:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text
+
+
+def _plain(value: float) -> str:
+    """Four figures; a size is written out, so that 32,768 stays itself."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 UNITS: dict[str, Unit] = {
@@ -47,7 +53,7 @@ UNITS: dict[str, Unit] = {
     "share": Unit("share of the whole, 1 is all of it", lambda v: f"{v:.1%}", adds=True),
     "ratio": Unit("share or ratio, 1 is equal; not summed", lambda v: f"{v:.1%}"),
     "delta": Unit("relative change, 0 is none", _delta),
-    "number": Unit("plain number", lambda v: f"{v:,.4g}"),
+    "number": Unit("plain number", _plain),
     "FLOP/B": Unit("FLOPs a byte of memory traffic", lambda v: f"{v:,.1f}"),
     "FLOP/s": Unit("FLOPs a second", lambda v: f"{si(v)}FLOP/s"),
     "B/s": Unit("bytes a second", lambda v: f"{si(v)}B/s"),

@@ -15,6 +15,8 @@ from ..figures import Point, Roof, draw_roofline
 from ..summary import Study
 from . import communication, decode_limit, memory, sweeps
 
+_SEEN = 0.01  # of a step's time: a category below it is not spoken of
+
 
 def section(study: Study) -> Section:
     """Everything that is read against a roof."""
@@ -159,8 +161,12 @@ def _deltas(study: Study) -> Section | None:
         "Naive against efficient, by category",
         table_of(
             "category_deltas",
-            "What fused kernels change: FLOP/B and bytes of each category. FLOPs of attention "
-            "change too, since naive attention computes masked pairs.",
+            "What fused kernels change: FLOP/B and bytes of each category."
+            + (
+                " FLOPs of attention change too, since naive attention computes masked pairs."
+                if any(a.cost.total_flops != b.cost.total_flops for a, b in _pairs(study))
+                else ""
+            ),
             (
                 Column("phase", "phase"),
                 Column("category", "category"),
@@ -240,17 +246,25 @@ def _category_rooflines(study: Study) -> list[Section | None]:
         precisions = sorted({p for k in step.cost.flops for p in [k] if p in step.chip.peak})
         roofs = [Roof(step.chip, name) for name in precisions]
         phase = step.workload.phase
-        low = min(points, key=lambda p: p.intensity)
-        high = max(points, key=lambda p: p.intensity)
         found.append(section_of(
             f"Category roofline: {phase}",
             _category_figure(phase, step, roofs, points),
-            Text(
-                f"In {phase} {low.label} has the fewest FLOPs a byte ({low.intensity:,.1f}) and "
-                f"{high.label} the most ({high.intensity:,.1f})."
-            ),
+            _extremes(phase, [p for p in points if times[p.label] >= _SEEN * step.times.device]),
         ))  # fmt: skip
     return found
+
+
+def _extremes(phase: str, points: list[Point]) -> Text | None:
+    """Which of the categories that take time lie at the ends."""
+    if len(points) < 2:
+        return None
+    low = min(points, key=lambda p: p.intensity)
+    high = max(points, key=lambda p: p.intensity)
+    return Text(
+        f"Of what takes at least {_SEEN:.0%} of the time of {phase}, {low.label} "
+        f"({low.intensity:,.1f} FLOP/B) has the fewest FLOPs a byte and {high.label} "
+        f"({high.intensity:,.1f}) the most."
+    )
 
 
 def _category_figure(phase: str, step: Step, roofs: list[Roof], points: list[Point]) -> Figure:
