@@ -5,14 +5,18 @@ import re
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 from report_studies import formulas, sections, study
 
 from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
 from tracer.report.data import tables_of
+from tracer.report.facts import gather
 from tracer.report.sections import build
 from tracer.report.units import UNITS
 
-FAMILIES = ("deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "odd", "nothing")
+FAMILIES = (
+    "deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "convnet", "odd", "nothing",
+)  # fmt: skip
 
 
 @pytest.fixture(params=FAMILIES)
@@ -184,6 +188,7 @@ NO_TOKENS = ("token", "decode", "cache", "causal", "masked", "prompt", "tokens/s
 FOREIGN = {
     "llama": NO_EXPERTS,
     "vit": NO_EXPERTS + NO_TOKENS,
+    "convnet": NO_EXPERTS + NO_TOKENS,
     "odd": NO_EXPERTS + NO_TOKENS,
     "nothing": NO_EXPERTS + NO_TOKENS,
 }
@@ -215,6 +220,25 @@ def test_no_word_of_another_kind_of_model(name):
     for where, text in _words(name):
         for word in FOREIGN[name]:
             assert word not in text.lower(), (where, word, text)
+
+
+def test_products_in_fp32_run_at_the_rate_of_vector_units():
+    """66.9 TFLOP/s of an H200: BF16 is 989.4 / 66.9 = 14.8 times as fast, and no roof is BF16's."""
+    found = tables("convnet")
+    roofs = {row[1]: row for row in found["roofs"].rows}
+    assert roofs["fp32"][2] == 66.9e12
+    assert roofs["fp32"][4] == pytest.approx(66.9 / 4.8)
+    waits = {row[0]: row for row in found["conclusions"].rows}
+    assert any("against a ridge of 14 (fp32)" in row[1] for row in waits.values())
+    advice = " ".join(column(found["next_steps"], "finding"))
+    assert "fp8" not in advice.lower()
+    facts = gather(study("convnet"))
+    assert [p.faster for p in facts.phases] == [("bf16", pytest.approx(989.4 / 66.9, rel=1e-3))] * 2
+    drawn = [b for b in blocks_of(sections("convnet")) if isinstance(b, Figure)]
+    for figure in drawn:
+        canvas = Canvas()
+        figure.draw(canvas)
+        assert canvas.axes, figure.name
 
 
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():

@@ -169,7 +169,7 @@ def test_crossovers():
     none = rules(with_phase(searched=4096, crossing_note="too few"))["no-crossover"]
     assert none.text == "Decode reaches the ridge at no batch up to 4,096."
     assert none.evidence.endswith("(bf16); too few")
-    prefill = with_phase(phase="prefill", searched=None)
+    prefill = with_phase(phase="prefill", axis="length", searched=None)
     assert rules(prefill)["no-crossover"].text == "Prefill reaches the ridge at no length."
 
 

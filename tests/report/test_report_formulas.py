@@ -103,6 +103,31 @@ def test_a_batch_of_one_is_in_the_sweep_by_a_trace_of_its_own():
     assert sweep.points[0].step == alone.times.step
 
 
+def test_a_report_of_one_sequence_has_the_same_sweep():
+    """Its own trace has no batch to vary; another one does."""
+    one, two = (formulas("deepseek", "--batch", batch) for batch in ("1", "2"))
+    for phase in PHASES:
+        (mine,) = (s for s in one.sweeps if s.phase == phase)
+        (other,) = (s for s in two.sweeps if s.phase == phase)
+        if phase == "decode":
+            assert mine.points[:4] == other.points[:4]
+            assert [p.value for p in mine.points][:4] == [1, 2, 4, 8]
+            assert mine.crossings == other.crossings
+        else:
+            assert mine.held == {"batch": 1} or "batch" not in mine.held
+    assert one.decode_limits == two.decode_limits
+
+
+def test_images_are_swept_over_the_batch():
+    (sweep,) = formulas("vit").sweeps
+    assert (sweep.phase, sweep.axis, sweep.held) == ("forward", "batch", {})
+    for batch in (1, 16):
+        step = step_of("vit", "forward", "--batch", str(batch))
+        point = next(p for p in sweep.points if p.value == batch)
+        assert point.step == pytest.approx(step.times.step, rel=1e-9)
+        assert point.flops == step.cost.total_flops
+
+
 def test_where_something_changes_it_has_changed():
     (sweep,) = (s for s in formulas("llama").sweeps if s.phase == "decode")
     for crossing in sweep.crossings:
@@ -135,7 +160,6 @@ def test_experts_over_chips_send_what_leaves_a_chip():
 
 def test_a_model_without_closed_form_says_why_and_keeps_the_rest():
     found = formulas("odd")
-    assert found.sweeps is None
     assert found.closed_forms is not None or found.remarks
 
 

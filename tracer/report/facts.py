@@ -31,9 +31,9 @@ class PhaseFacts:
 
     `shares` is of the step's time by what it waits for, `bytes` by role, `categories` seconds by
     category, `held` bytes by what they are for; `ridge` is that of the step's mix of precisions,
-    which `mix` names, and `precision` is that of most work. `crossing` is the batch (or length) at
-    which the sums reach the ridge, None if none does; `searched` is how far that was looked for,
-    None where it is proven for all sizes, 0 where nobody looked.
+    which `mix` names, and `precision` is that of most work. `crossing` is the value of `axis` (its
+    batch or length) at which the sums reach the ridge, None if none does; `searched` is how far
+    that was looked for, None where it is proven for all sizes, 0 where nobody looked.
     """
 
     phase: str
@@ -60,6 +60,7 @@ class PhaseFacts:
     naive: Naive | None = None
     crossing: float | None = None
     searched: int | None = 0
+    axis: str = "batch"
     crossing_note: str = ""  # what bears on the crossing, such as the memory that it would take
 
     @property
@@ -124,21 +125,26 @@ def steps_of(study: Study, execution: str | None = None, chip: int = 0) -> list[
     ]
 
 
+def rates(step: Step) -> dict[str, float]:
+    """FLOP/s by precision: matrix units, and vector units for what the step runs on them."""
+    chip = step.chip
+    own = {p: chip.vector[p] for p in step.cost.flops if p not in chip.peak and p in chip.vector}
+    return {**own, **chip.peak}
+
+
 def main_precision(step: Step) -> str:
     """That of most matrix FLOPs, as far as the chip has a rate for it."""
-    known = {p: f for p, f in step.cost.flops.items() if p in step.chip.peak}
+    known = {p: f for p, f in step.cost.flops.items() if p in rates(step)}
     usual = "bf16" if "bf16" in step.chip.peak else next(iter(step.chip.peak))
     return max(known, key=lambda name: known[name], default=usual)
 
 
 def mixed_ridge(step: Step) -> float:
     """FLOP/B at which the FLOPs, each at the peak of its precision, take as long as the bytes."""
-    seconds = 0.0
-    for precision, flops in step.cost.flops.items():
-        peak = step.chip.peak.get(precision) or step.chip.vector.get(precision)
-        seconds += flops / peak if peak else 0.0
+    known = rates(step)
+    seconds = sum(flops / known[p] for p, flops in step.cost.flops.items() if p in known)
     if not seconds:
-        return float(step.chip.ridge(main_precision(step)))
+        return float(known[main_precision(step)] / step.chip.memory_bandwidth)
     return float(step.cost.total_flops / seconds / step.chip.memory_bandwidth)
 
 
@@ -237,7 +243,7 @@ def _phase(study: Study, step: Step) -> PhaseFacts:
         if s.workload.phase == work.phase and step.ledger.execution == EFFICIENT
     ]  # fmt: skip
     precision = main_precision(step)
-    crossing, searched, note = _crossing(study, work.phase, step)
+    crossing, searched, axis, note = _crossing(study, work.phase, step)
     return PhaseFacts(
         work.phase, work.batch, work.context if work.phase == "decode" else work.seq, work.tokens,
         times.step, times.bound, times.interval(), times.shares(), step.cost.total_flops,
@@ -246,24 +252,25 @@ def _phase(study: Study, step: Step) -> PhaseFacts:
         {kind: getattr(step.memory, kind) for kind in MEMORY_KINDS},
         step.chips_at_least, times.launches, step.mfu, times.compute, _faster(step, precision),
         Naive(other[0].times.step, other[0].cost.total_bytes) if other else None,
-        crossing, searched, note,
+        crossing, searched, axis, note,
     )  # fmt: skip
 
 
 def _faster(step: Step, precision: str) -> tuple[str, float] | None:
     """The next smaller precision that the chip has units for."""
-    peak = step.chip.peak
+    known = rates(step)
     smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
     found = smaller.get(precision, "")
-    if found not in peak or precision not in peak or peak[found] <= peak[precision]:
+    if found not in known or precision not in known or known[found] <= known[precision]:
         return None
-    return found, float(peak[found] / peak[precision])
+    return found, float(known[found] / known[precision])
 
 
-def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int | None, str]:
+def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int | None, str, str]:
     for sweep in study.sweeps or ():
         if sweep.phase == phase and sweep.chip == step.chip.id:
             for crossing in sweep.crossings:
                 if (crossing.execution, crossing.what) == (step.ledger.execution, RIDGE):
-                    return crossing.value, crossing.searched_to, crossing.note
-    return None, 0, ""
+                    axis = "batch" if sweep.axis == "batch" else "length"
+                    return crossing.value, crossing.searched_to, axis, crossing.note
+    return None, 0, "batch", ""

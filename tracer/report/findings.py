@@ -163,15 +163,14 @@ def _execution(facts: Facts) -> Iterator[Finding]:
 def _crossover(facts: Facts) -> Iterator[Finding]:
     """Where the regime changes, if anyone looked."""
     for p in facts.phases:
-        axis = "batch" if p.phase == "decode" else "length"
         if p.searched == 0:
             continue
         if p.crossing is None:
             reach = "" if p.searched is None else f" up to {p.searched:,}"
             yield Finding(
                 "no-crossover",
-                f"{p.phase.capitalize()} reaches the ridge at no {axis}{reach}.",
-                _now(p, axis),
+                f"{p.phase.capitalize()} reaches the ridge at no {p.axis}{reach}.",
+                _now(p),
                 p.phase,
             )
         else:
@@ -179,22 +178,22 @@ def _crossover(facts: Facts) -> Iterator[Finding]:
             more = " on" if _at(p) >= p.crossing else ""
             yield Finding(
                 "crossover",
-                f"{p.phase.capitalize()} {verb} {axis} {p.crossing:,.0f}{more}.",
-                _now(p, axis),
+                f"{p.phase.capitalize()} {verb} {p.axis} {p.crossing:,.0f}{more}.",
+                _now(p),
                 p.phase,
             )
 
 
-def _now(p: PhaseFacts, axis: str) -> str:
+def _now(p: PhaseFacts) -> str:
     note = f"; {p.crossing_note}" if p.crossing_note else ""
     return (
-        f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,} against a ridge of {p.ridge:,.0f} "
+        f"{p.intensity:,.1f} FLOP/B at {p.axis} {_at(p):,} against a ridge of {p.ridge:,.0f} "
         f"({p.mix}){note}"
     )
 
 
 def _at(p: PhaseFacts) -> int:
-    return p.batch if p.phase == "decode" else p.length
+    return p.batch if p.axis == "batch" else p.length
 
 
 def _trust(facts: Facts) -> Iterator[Finding]:

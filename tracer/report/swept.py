@@ -60,7 +60,8 @@ def sweep(phase: str, axis: str, found: Sequence[Formulas], alone: Sequence[Step
         values = _values(f, axis)
         points += _points(f, name, values)
         crossings += _crossings(f, name, values)
-    held = {field: f.point[n] for field, n in AXES.items() if n in f.point and n != name}
+    known = f.model.names - {name}  # an image has no length, whatever --seq says
+    held = {field: f.point[n] for field, n in AXES.items() if n in f.point and n in known}
     order = [f.execution for f in found]
     ordered = sorted(points, key=lambda p: (order.index(p.execution), p.value))
     return Sweep(phase, axis, found[0].model.chip.id, held, tuple(ordered), tuple(crossings))

@@ -9,7 +9,7 @@ from ...predict import Step
 from .. import palette
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
-from ..facts import detailed, item_of, masks, routing, steps_of
+from ..facts import detailed, item_of, masks, rates, routing, steps_of
 from ..provenance import Origin, origin_of
 from ..summary import Study
 from ..text import listed, pattern, si
@@ -76,7 +76,7 @@ def _notation(study: Study) -> Section:
     chip = study.chips[0]
     rows += [
         ("P", f"dense peak of {chip.name} in {name}", rate, f"{si(rate)}FLOP/s")
-        for name, rate in chip.peak.items()
+        for name, rate in rates(steps[0]).items()
     ]
     bandwidth = chip.memory_bandwidth
     rows.append(("W", f"bandwidth of the memory of {chip.name}", bandwidth, f"{si(bandwidth)}B/s"))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...predict import Step
 from ..blocks import Column, Formula, Section, Table, Text, section_of, table_of
 from ..decode import Batching, batching
-from ..facts import detailed, routing, steps_of
+from ..facts import detailed, rates, routing, steps_of
 from ..summary import Study
 from ..text import plural, size
 
@@ -105,7 +105,7 @@ def _sentences(study: Study, step: Step) -> list[str]:
     length = step.workload.context
     lines = [_verdict(b, step, _reached(study, step))]
     if b.attention is not None:
-        ridge = step.chip.ridge(b.precision)
+        ridge = rates(step)[b.precision] / step.chip.memory_bandwidth
         side = "beyond" if b.attention > ridge else "short of"
         lines.append(
             f"As the context grows, decode tends to the FLOP/B of its attention kernels, "

@@ -10,7 +10,7 @@ from .. import palette
 from ..bars import draw_shares
 from ..blocks import Column, Figure, Section, Text, section_of, table_of
 from ..categories import Categories
-from ..facts import detailed, main_precision, steps_of
+from ..facts import detailed, main_precision, rates, steps_of
 from ..figures import Point, Roof, draw_roofline
 from ..summary import Study
 from . import communication, decode_limit, memory, sweeps
@@ -46,12 +46,16 @@ def section(study: Study) -> Section:
 
 
 def _reading(study: Study) -> Section | None:
-    rows = [
-        (chip.id, name, peak, chip.memory_bandwidth, peak / chip.memory_bandwidth,
-         float(chip.memory_capacity))
-        for chip in study.chips
-        for name, peak in chip.peak.items()
-    ]  # fmt: skip
+    rows = []
+    for number, chip in enumerate(study.chips):
+        known: dict[str, float] = {}
+        for step in steps_of(study, chip=number):
+            known |= rates(step)
+        rows += [
+            (chip.id, name, peak, chip.memory_bandwidth, peak / chip.memory_bandwidth,
+             float(chip.memory_capacity))
+            for name, peak in known.items()
+        ]  # fmt: skip
     return section_of(
         "Reading a roofline point",
         Text(
@@ -62,7 +66,8 @@ def _reading(study: Study) -> Section | None:
         ),
         table_of(
             "roofs",
-            "Ceilings of each chip: dense peaks and memory of its datasheet, and the ridge.",
+            "Ceilings of each chip: dense peaks and memory of its datasheet, and the ridge. "
+            "Products in a precision that matrix units do not have run at the vector rate.",
             (
                 Column("chip", "chip", "code"),
                 Column("precision", "precision", "code"),
@@ -81,7 +86,11 @@ def _overview(study: Study) -> Section | None:
     if not steps:
         return None
     precision = main_precision(steps[0])
-    roofs = [Roof(chip, precision) for chip in study.chips if precision in chip.peak]
+    roofs = [
+        Roof(chip, precision)
+        for chip in study.chips
+        if precision in chip.peak or precision in chip.vector
+    ]
     points = [_point(s, f"{s.workload.phase}, {s.ledger.execution}") for s in steps]
     return section_of(
         "Roofline overview",
@@ -243,7 +252,7 @@ def _category_rooflines(study: Study) -> list[Section | None]:
         ]  # fmt: skip
         if len(points) < 2:
             continue
-        precisions = sorted({p for k in step.cost.flops for p in [k] if p in step.chip.peak})
+        precisions = sorted(p for p in step.cost.flops if p in rates(step))
         roofs = [Roof(step.chip, name) for name in precisions]
         phase = step.workload.phase
         found.append(section_of(

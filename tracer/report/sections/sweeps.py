@@ -5,12 +5,13 @@ from __future__ import annotations
 from .. import palette
 from ..bars import draw_curves
 from ..blocks import Column, Figure, Section, Text, section_of, table_of
+from ..facts import item_of
 from ..records import Crossing, Sweep, SweepPoint
 from ..summary import Study
 from ..text import plural
 
 _AXES = {
-    "batch": ("batch", "sequences"),
+    "batch": ("batch", "batch (B)"),
     "seq": ("length", "tokens a sequence (S)"),
     "context": ("context", "keys that a token attends (L)"),
 }
@@ -43,8 +44,8 @@ def _section(study: Study, sweep: Sweep) -> Section | None:
             Column("intensity", "FLOP/B", "FLOP/B"), Column("compute", "compute", "s"),
             Column("memory", "memory", "s"), Column("network", "network", "s"),
             Column("step", "step", "s"), Column("rate", "FLOP/s", "FLOP/s"),
-            Column("tokens_per_s", "tokens/s", "tokens/s"), Column("regime", "waits for"),
-            Column("held", "holds", "B"), Column("fits", "fits"),
+            Column("tokens_per_s", f"{item_of(study)}s/s", "tokens/s"),
+            Column("regime", "waits for"), Column("held", "holds", "B"), Column("fits", "fits"),
         ), [_row(point) for point in sweep.points]),
         _figure(sweep, slug, name, axis),
     )  # fmt: skip

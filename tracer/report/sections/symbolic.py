@@ -24,20 +24,16 @@ def section(study: Study) -> Section | None:
         for phase in phases
     }
     conditions = [
-        f"{limits.phase} for {_conditions(limits, shown[limits.phase])}"
+        f"{limits.phase} for {_conditions(limits)}"
         for limits in study.closed_ranges or ()
         if limits.phase in phases and limits.execution == EFFICIENT
     ]
     held = f" They hold in {'; '.join(conditions)}." if conditions else ""
     missing = [p for p in dict.fromkeys(s.workload.phase for s in study.steps) if p not in phases]
-    left = (
-        f" There are none of {listed(missing)}: a trace with symbols of it takes longer than all "
-        "the rest of the report."
-        if missing == ["training"]
-        else f" There are none of {listed(missing)}."
-        if missing
-        else ""
-    )
+    left = f" There are none of {listed(missing)}" if missing else ""
+    if missing:
+        late = ", whose trace with symbols takes longer than a report should"
+        left += f"{late}." if missing == ["training"] else "."
     names = _sizes_in(" ".join(shown.values()))
     meanings = {"B": f"B {'samples' if item_of(study) == 'sample' else 'sequences'}"} | _SIZES
     sizes = ", ".join(text for name, text in meanings.items() if name in names)
@@ -71,8 +67,8 @@ def section(study: Study) -> Section | None:
     )
 
 
-def _conditions(limits: ClosedRange, formulas: str) -> str:
-    """Those on sizes that stand in the formulas, a bound of one size once."""
+def _conditions(limits: ClosedRange) -> str:
+    """The conditions in words, the bounds of one size once."""
     least: dict[str, int] = {}
     others = []
     for words, _ in limits.conditions:
@@ -83,8 +79,9 @@ def _conditions(limits: ClosedRange, formulas: str) -> str:
         factor, number = int(bound[1] or 1), int(bound[4])
         low = -(-number // factor) if bound[3] == ">=" else number // factor + 1
         least[bound[2]] = max(least.get(bound[2], 0), low)
-    every = [*(f"{name} >= {low:,}" for name, low in least.items()), *others]
-    return ", ".join(w for w in every if _sizes_in(w) & _sizes_in(formulas)) or "all sizes"
+    return (
+        ", ".join([*(f"{name} >= {low:,}" for name, low in least.items()), *others]) or "all sizes"
+    )
 
 
 def _sizes_in(text: str) -> set[str]:

@@ -57,7 +57,9 @@ function evaluator(text) {
     return make("label", {}, `${name} `, slider, shown);
   });
   const result = make("div", {});
-  panel("Closed forms", make("p", { class: "muted" }, "FLOPs and bytes at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, op by op, not the kernel model's."),
+  const without = [...new Set(D.steps.map(s => `${s.phase}, ${s.exec}`))].filter(name => !phases.includes(name));
+  const missing = without.length ? ` Not here: ${without.join("; ")}. Deriving those takes longer than a report should.` : "";
+  panel("Closed forms", make("p", { class: "muted" }, `FLOPs and bytes at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, op by op, not the kernel model's.${missing}`),
     make("div", { class: "controls" }, make("label", {}, "step ", phase), make("label", {}, "chip ", chip), ...sliders), result);
   draw();
 
