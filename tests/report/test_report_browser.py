@@ -86,6 +86,62 @@ def test_it_fits_any_width(page, width, height):
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
+def test_a_link_of_the_contents_leads_to_its_section(page):
+    """Wherever it is, and from wherever: no section above it may still change its height."""
+    for _ in range(100):
+        if page.run("document.documentElement.classList.contains('whole')"):
+            break
+        time.sleep(0.05)
+    links = page.run("document.querySelectorAll('nav a').length")
+    assert links > 30
+    for number in (*range(0, links, 7), links - 1, 3):
+        page.run(f"document.querySelectorAll('nav a')[{number}].click()")
+        top, least = page.run(
+            f"((a) => [document.querySelector(a.hash).getBoundingClientRect().top,"
+            " document.documentElement.scrollHeight - innerHeight - scrollY])"
+            f"(document.querySelectorAll('nav a')[{number}])"
+        )
+        assert -1 <= top <= 30 or (top > 0 and least <= 1), number
+
+
+def test_print_is_light_and_has_no_controls(page):
+    page.dark(True)
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    page.call("Emulation.setEmulatedMedia", media="print",
+              features=[{"name": "prefers-color-scheme", "value": "dark"}])  # fmt: skip
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    shown = "[...document.querySelectorAll({})].filter(e => e.offsetParent).length"
+    for what in ("input", "select", "nav a", ".csv", "#theme"):
+        assert page.run(shown.format(repr(what))) == 0, what
+    assert page.run(shown.format("'section table'")) > 20
+    page.call("Emulation.setEmulatedMedia", media="", features=[])
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run("document.documentElement.dataset.theme") is None
+
+
+def test_text_can_be_read(page):
+    """WCAG AA: 4.5 of what is read on its ground, in light and dark."""
+    script = r"""(() => {
+      const light = c => { const v = c.match(/[\d.]+/g).slice(0, 3).map(x => x / 255)
+        .map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+        return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+      const ground = e => { for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor;
+        if (!/, 0\)$|transparent/.test(c)) return c; } };
+      const found = {};
+      for (const e of document.querySelectorAll("p, td, th, a, code, button, .tag, .muted, h2")) {
+        if (!e.offsetParent || !e.textContent.trim()) continue;
+        const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+        const ratio = (a + .05) / (b + .05);
+        if (ratio < 4.5) found[e.tagName + "." + e.className] = ratio;
+      }
+      return found;
+    })()"""
+    for dark in (False, True):
+        page.dark(dark)
+        assert page.run(script) == {}
+
+
 def test_light_and_dark(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.run(ground) == "rgb(255, 255, 255)"

@@ -56,7 +56,7 @@ function evaluator(text) {
       oninput: () => { values[name] = Math.round(2 ** slider.value); shown.textContent = values[name].toLocaleString("en"); draw(); } });
     return make("label", {}, `${name} `, slider, shown);
   });
-  const result = make("div", {});
+  const result = make("div", { class: "scroll" });
   const without = [...new Set(D.steps.map(s => `${s.phase}, ${s.exec}`))].filter(name => !phases.includes(name));
   const missing = without.length ? ` Not here: ${without.join("; ")}. Deriving those takes longer than a report should.` : "";
   panel("Closed forms", make("p", { class: "muted" }, `FLOPs and bytes at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, op by op, not the kernel model's.${missing}`),

@@ -53,6 +53,17 @@ document.getElementById("theme").addEventListener("click", () => {
   try { localStorage.setItem("theme", root.dataset.theme); } catch (e) { /* storage is off */ }
   changed();
 });
+let before;  // a canvas is drawn in the colours of the screen: paper is light
+addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; changed(); });
+addEventListener("afterprint", () => {
+  if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme;
+  changed();
+});
+// Sections far down are laid out once the first screen stands; only then do links know where they are.
+(window.requestIdleCallback ?? setTimeout)(() => {
+  document.documentElement.classList.add("whole");
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+});
 if (innerWidth < 960) document.querySelector("nav details").open = false;
 
 // A step with its kernels and parts as objects, made when it is first looked at.
@@ -94,7 +105,9 @@ const follow = update => { followers.push(update); };
 function changed() { for (const update of followers) update(); }
 
 const explorer = document.getElementById("widget-explorer");
-const panel = (title, ...children) => explorer && explorer.appendChild(make("div", { class: "panel" }, make("h4", {}, title), ...children));
+// A panel that is only of use on a screen is left out in print.
+const SCREEN = new Set(["Closed forms", "Behind the number"]);
+const panel = (title, ...children) => explorer && explorer.appendChild(make("div", { class: SCREEN.has(title) ? "panel screen" : "panel" }, make("h4", {}, title), ...children));
 if (explorer) {
   const pick = make("select", { id: "step", onchange: () => { state.step = Number(pick.value); changed(); } },
     ...D.steps.map((s, i) => make("option", { value: i }, stepName(s))));
