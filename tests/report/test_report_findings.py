@@ -17,7 +17,7 @@ DECODE = PhaseFacts(
            "optimizer": 0},
     categories={"attention": 0.004, "feed-forward": 0.006},
     held={"weights": 4e10, "kv": 1e10, "gradients": 0, "optimizer": 0, "activations": 1e9},
-    chips=1, launches=500, mfu=0.1, compute=0.001,
+    chips=1, launches=500, mfu=0.1, compute=0.001, products=0.001,
 )  # fmt: skip
 FACTS = Facts(
     model="m", chip="Chip", chip_memory=141e9, dtype="bf16", parameters=100, active=100,
@@ -125,7 +125,8 @@ def test_every_phase_that_does_not_fit_says_so():
 def test_the_role_that_dominates(role):
     moved = dict.fromkeys(DECODE.bytes, 1e9) | {role: 45e9}
     finding = rules(with_phase(bytes=moved))[f"{role}-dominated"]
-    assert finding.evidence == f"90.0% of 50.00 GB are {role}"  # 45 of 45 + 5
+    names = {"kv": "KV cache", "temporary": "temporary tensors", "optimizer": "optimizer state"}
+    assert finding.evidence == f"90.0% of 50.00 GB are {names.get(role, role)}"  # 45 of 45 + 5
 
 
 def test_no_role_dominates_or_memory_is_not_the_limit():
@@ -184,7 +185,9 @@ def test_how_sure():
     )
     assert "2% on bytes alone" in rules(replace(FACTS, unmodelled=0.02))["spread"].evidence
     strange = rules(replace(FACTS, calibrated=False))
-    assert "no kernel was measured on Chip" in strange["uncalibrated"].text
+    assert strange["uncalibrated"].text.startswith(
+        "No kernel was measured on Chip: its constants are another chip's, -10%..+15%"
+    )
     assert "spread" not in strange
     assert not {"spread", "uncalibrated"} & rules(with_phase(spread=None)).keys()
 
@@ -218,13 +221,30 @@ def test_more_sequences_only_for_a_decode_that_reads_weights():
 
 
 def test_compute_bound_advice():
-    busy = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.004, faster=("fp8", 2.0))
+    busy = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.004, products=0.009,
+                      faster=("fp8", 2.0, 1.0))  # fmt: skip
     found = advice(busy)
     assert found["precision"].saves == pytest.approx(0.0045)  # half of 9 ms
+    # A third of the products' time is FP8 already.
+    mixed = advice(replace(busy, phases=(replace(busy.phases[0], faster=("fp8", 2.0, 2 / 3)),)))
+    assert mixed["precision"].saves == pytest.approx(0.003)
+    assert mixed["precision"].text.startswith("Run the bf16 products in fp8")
     assert found["utilisation"].saves == pytest.approx(0.005)  # 9 ms take 4 at the peak
     assert "precision" not in advice(with_phase(shares=shares(compute=0.9, memory=0.1)))
-    full = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.009)
+    full = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.009, products=0.009)
     assert "utilisation" not in advice(full)
+
+
+def test_copies_that_wait_for_compute_are_no_products():
+    """Instructions bound them: larger tiles do nothing for them, fusion does."""
+    copies = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.001, products=0.002,
+                        faster=("fp8", 2.0, 1.0))  # fmt: skip
+    found = advice(copies)
+    assert found["utilisation"].saves == pytest.approx(0.001)
+    assert found["precision"].saves == pytest.approx(0.001)
+    # 9 ms less 2 ms of products, and 2e9 of 5e10 bytes of the 1 ms that waits for memory.
+    assert found["fuse"].saves == pytest.approx(0.007 + 0.001 * 0.04)
+    assert "70% for the instructions of copies" in found["fuse"].evidence
 
 
 def test_latency_and_network_advice():

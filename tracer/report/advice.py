@@ -93,9 +93,14 @@ def _smaller_cache(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 def _fuse(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = _reading(p, "activations", "temporary")
     moved = p.bytes.get("activations", 0) + p.bytes.get("temporary", 0)
+    why = f"{waits / p.step:.0%} of the step waits for {si(moved)}B of activations"
+    chains = p.shares.get("compute", 0.0) * p.step - p.products
+    if chains >= MATTERS * p.step:
+        why += f", {chains / p.step:.0%} for the instructions of copies and elementwise kernels"
+        waits += chains
     yield _saving(
         p, "fuse", "Fuse across the kernels that remain: activations written and read again.",
-        f"{waits / p.step:.0%} of the step waits for {si(moved)}B of activations", waits,
+        why, waits,
     )  # fmt: skip
 
 
@@ -115,24 +120,25 @@ def _optimizer(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 def _precision(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     if p.faster is None:
         return
-    name, ratio = p.faster
-    waits = p.shares.get("compute", 0.0) * p.step
+    name, ratio, part = p.faster
+    waits = p.products * part
+    which = "the products" if part > 0.99 else f"the {p.precision} products"
     yield _saving(
-        p, "precision", f"Run the products in {name}: {ratio:.1f} times the peak of {p.precision}.",
-        f"{waits / p.step:.0%} of the step waits for compute", waits * (1 - 1 / ratio),
+        p, "precision", f"Run {which} in {name}: {ratio:.1f} times the peak of {p.precision}.",
+        f"{waits / p.step:.0%} of the step waits for {which[4:]} to compute",
+        waits * (1 - 1 / ratio),
     )  # fmt: skip
 
 
 def _closer_to_peak(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
-    waits = p.shares.get("compute", 0.0) * p.step
-    lost = waits - p.compute
+    lost = p.products - p.compute
     if lost > 0:
         yield _saving(
             p, "utilisation",
             "Bring the products nearer to the peak: larger tiles, fewer and larger products, "
             "padding to tile sizes.",
-            f"what waits for compute takes {seconds(waits)}, its FLOPs at the datasheet's peak "
-            f"{seconds(p.compute)}", lost,
+            f"products that wait for compute take {seconds(p.products)}, all FLOPs at the "
+            f"datasheet's peak {seconds(p.compute)}", lost,
         )  # fmt: skip
 
 

@@ -55,8 +55,10 @@ class PhaseFacts:
     chips: int
     launches: int
     mfu: float
-    compute: float  # s of the matrix work at the datasheet's peak
-    faster: tuple[str, float] | None = None  # a smaller precision and its rate over this one's
+    compute: float  # s of the products at the datasheet's peak
+    # A smaller precision, its rate over this one's, and this one's part of the products' seconds.
+    faster: tuple[str, float, float] | None = None
+    products: float = 0.0  # s of kernels with products that wait for compute
     naive: Naive | None = None
     crossing: float | None = None
     searched: int | None = 0
@@ -141,10 +143,9 @@ def main_precision(step: Step) -> str:
 
 def mixed_ridge(step: Step) -> float:
     """FLOP/B at which the FLOPs, each at the peak of its precision, take as long as the bytes."""
-    known = rates(step)
-    seconds = sum(flops / known[p] for p, flops in step.cost.flops.items() if p in known)
+    seconds = sum(_at_peak(step).values())
     if not seconds:
-        return float(known[main_precision(step)] / step.chip.memory_bandwidth)
+        return float(rates(step)[main_precision(step)] / step.chip.memory_bandwidth)
     return float(step.cost.total_flops / seconds / step.chip.memory_bandwidth)
 
 
@@ -250,20 +251,39 @@ def _phase(study: Study, step: Step) -> PhaseFacts:
         step.cost.intensity, mixed_ridge(step), precision, mix_of(step), step.cost.bytes_by_role,
         times.by(Categories(step.trace).key_of_time),
         {kind: getattr(step.memory, kind) for kind in MEMORY_KINDS},
-        step.chips_at_least, times.launches, step.mfu, times.compute, _faster(step, precision),
+        step.chips_at_least, times.launches, step.mfu, sum(_at_peak(step).values()),
+        _faster(step, precision), _products(step),
         Naive(other[0].times.step, other[0].cost.total_bytes) if other else None,
         crossing, searched, axis, note,
     )  # fmt: skip
 
 
-def _faster(step: Step, precision: str) -> tuple[str, float] | None:
+def _at_peak(step: Step) -> dict[str, float]:
+    """Seconds of the products of each precision at the datasheet's rate."""
+    known = rates(step)
+    return {p: flops / known[p] for p, flops in step.cost.flops.items() if p in known}
+
+
+def _products(step: Step) -> float:
+    """Seconds that kernels with products wait for compute; copies and chains may wait for it too,
+    where instructions bound them.
+    """
+    return sum(
+        k.total - k.launch for k in step.times.kernels
+        if k.works == "compute" and k.kernel.cost.total_flops
+    )  # fmt: skip
+
+
+def _faster(step: Step, precision: str) -> tuple[str, float, float] | None:
     """The next smaller precision that the chip has units for."""
     known = rates(step)
     smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
     found = smaller.get(precision, "")
     if found not in known or precision not in known or known[found] <= known[precision]:
         return None
-    return found, float(known[found] / known[precision])
+    seconds = _at_peak(step)
+    part = seconds.get(precision, 0.0) / (sum(seconds.values()) or 1.0)
+    return found, float(known[found] / known[precision]), part
 
 
 def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int | None, str, str]:

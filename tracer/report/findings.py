@@ -17,6 +17,7 @@ HELD = {
     "weights": "weights", "kv": "KV cache", "gradients": "gradients",
     "optimizer": "optimizer state", "activations": "activations",
 }  # fmt: skip
+ROLES = HELD | {"temporary": "temporary tensors"}
 CLEAR = 0.6  # of the time, from which one resource alone is the limit
 
 
@@ -110,7 +111,7 @@ def _bytes(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 f"{role}-dominated",
                 f"{p.phase.capitalize()} {_MEANS[role]}.",
-                f"{share:.1%} of {si(p.moved)}B are {role}",
+                f"{share:.1%} of {si(p.moved)}B are {ROLES[role]}",
                 p.phase,
             )
 
@@ -203,9 +204,10 @@ def _trust(facts: Facts) -> Iterator[Finding]:
         return
     worst = max(wide, key=lambda p: (p.spread or (0, 0))[1] / p.step)
     low, high = worst.spread or (worst.step, worst.step)
-    text = f"The seconds are good to {low / worst.step - 1:+.0%}..{high / worst.step - 1:+.0%}"
+    reach = f"{low / worst.step - 1:+.0%}..{high / worst.step - 1:+.0%}"
+    text = f"The seconds are good to {reach}"
     if not facts.calibrated:
-        text += f"; no kernel was measured on {facts.chip}, its constants are another chip's"
+        text = f"No kernel was measured on {facts.chip}: its constants are another chip's, {reach}"
     more = f", {_percent(facts.unmodelled)} on bytes alone" if facts.unmodelled else ""
     yield Finding(
         "uncalibrated" if not facts.calibrated else "spread",

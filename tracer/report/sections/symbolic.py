@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ...cost import EFFICIENT
 from ..blocks import Column, Section, Text, section_of, table_of
-from ..facts import item_of
+from ..facts import detailed, item_of
 from ..records import ClosedRange
 from ..summary import Study
 from ..text import listed
@@ -26,7 +25,7 @@ def section(study: Study) -> Section | None:
     conditions = [
         f"{limits.phase} for {_conditions(limits)}"
         for limits in study.closed_ranges or ()
-        if limits.phase in phases and limits.execution == EFFICIENT
+        if limits.phase in phases and limits.execution == detailed(study)
     ]
     held = f" They hold in {'; '.join(conditions)}." if conditions else ""
     missing = [p for p in dict.fromkeys(s.workload.phase for s in study.steps) if p not in phases]
