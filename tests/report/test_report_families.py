@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from report_studies import formulas, sections, study
 
 from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
+from tracer.report.categories import Categories
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
 from tracer.report.sections import build
@@ -241,6 +242,27 @@ def test_products_in_fp32_run_at_the_rate_of_vector_units():
         canvas = Canvas()
         figure.draw(canvas)
         assert canvas.axes, figure.name
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_layers_own_sums_belong_to_no_block(name):
+    """What a table of modules has under the feed-forward is all of that category, to the byte;
+    residual sums are ops of the layer itself.
+    """
+    found = tables(name)
+    block = ".mlp" if name == "llama" else ".self_attn"
+    category = "feed-forward" if name == "llama" else "attention"
+    modules = found["modules_prefill_efficient"]
+    moved = sum(
+        nbytes
+        for module, nbytes in zip(column(modules, "module"), column(modules, "bytes"), strict=True)
+        if module.startswith(f"model.layers.*{block}")
+    )
+    step = next(s for s in study(name).steps
+                if (s.workload.phase, s.ledger.execution) == ("prefill", "efficient"))  # fmt: skip
+    costs = step.ledger.by(Categories(step.trace).of_part)
+    assert costs[category].total_bytes == moved
+    assert Categories(step.trace).of("model.layers.1") == "rest"
 
 
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():
