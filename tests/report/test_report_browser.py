@@ -1,5 +1,6 @@
 """`report.html` in chromium: quiet, fast, readable anywhere, and its numbers are the report's."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -208,6 +209,67 @@ def test_opening_a_module_and_what_is_behind_it(page):
     assert "2·M·K·N" in found
     assert "tracer/cost/formulas/matmul.py:" in found
     assert "tracer/models/linear.py:" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "flops", "formula", "source"),
+    [
+        # 2 sequences of 32 tokens, 32 wide, 96 words.
+        ("llama", "lm_head", 2 * 64 * 32 * 96, "2·M·K·N", "nn/modules/linear.py:"),
+        # 64 tokens x 2 experts, 32 wide, gate and up of 64 each, and back; all 4 layers alike.
+        ("gpt_oss", "experts", 4 * 2 * 64 * 2 * 32 * 3 * 64, "rows", "modeling_gpt_oss.py:"),
+        # 2 images, 4 x 4 patches of 3 x 8 x 8, 32 wide.
+        ("vit", "projection", 2 * 2 * 16 * 32 * 3 * 64, "C_out", "nn/modules/conv.py:"),
+        # 8 images, 16 x 16 positions, 16 channels of 3 x 3 x 3.
+        ("convnet", "stem", 2 * 8 * 256 * 16 * 27, "C_out", "nn/modules/conv.py:"),
+        # 2 x 32 tokens, the 4 x (16 + 8) heads' queries from a rank of 24, in 6 layers.
+        ("deepseek", "q_b_proj", 6 * 2 * 64 * 24 * 96, "2·M·K·N", "tracer/models/linear.py:"),
+    ],
+)
+def test_what_is_behind_an_op_of_each_model(window, tmp_path, name, module, flops, formula, source):
+    """The number by hand, the formula that gave it, and the line of the module."""
+    path = tmp_path / "report.html"
+    path.write_text(render(study(name), [Section("Explorer", (Widget("explorer", ""),))], {}))
+    window.problems.clear()
+    window.open(path)
+    ready(window)
+    choices = "[...document.querySelectorAll('#step option')].map(o => o.textContent)"
+    steps = window.run(choices)
+    choose(window, next(i for i, s in enumerate(steps)
+                        if s in ("prefill, efficient", "forward, efficient")))  # fmt: skip
+    for _ in range(12):  # open every arrow, level by level
+        window.run(
+            "[...document.querySelectorAll('.tree button.twist')]"
+            ".filter(b => b.getAttribute('aria-expanded') === 'false').forEach(b => b.click())"
+        )
+    count = window.run(
+        "(() => { const all = [...document.querySelectorAll('.tree button.pick')]"
+        f".filter(b => b.textContent === {module!r});"
+        " window.picked = []; for (const b of all) { b.click(); "
+        "window.picked.push([...document.querySelectorAll('.panel')].at(-1).textContent); }"
+        " return all.length; })()"
+    )
+    assert count
+    found = window.run("window.picked")
+    units = {"FLOP": 1, "kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9}
+    shown = 0.0
+    for text_ in found:
+        number, unit = re.search(r"efficient: ([\d.,]+) (\w*FLOP)", text_).groups()
+        shown += float(number.replace(",", "")) * units[unit]
+        assert formula in text_
+        assert source in text_
+    assert shown == pytest.approx(flops, rel=1e-3)
+    assert window.problems == []
+
+
+def test_the_keyboard_keeps_its_place_in_the_tree(page):
+    twist = "[...document.querySelectorAll('.tree button.twist')].at(-1)"
+    page.run(f"{twist}.focus()")
+    where = page.run("document.activeElement.dataset.path")
+    assert page.run("document.activeElement.getAttribute('aria-expanded')") == "false"
+    page.run("document.activeElement.click()")
+    assert page.run("document.activeElement.dataset.path") == where
+    assert page.run("document.activeElement.getAttribute('aria-expanded')") == "true"
 
 
 def test_a_name_in_a_table_leads_to_its_ops(page):
