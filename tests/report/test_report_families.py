@@ -265,6 +265,27 @@ def test_a_layers_own_sums_belong_to_no_block(name):
     assert Categories(step.trace).of("model.layers.1") == "rest"
 
 
+# Section 2, the notation of 5.2 and the exploration of 6.7 of the seed report.
+SEED_TERMS = (
+    "F_theory", "F_tensorcore", "F_realizable", "eta_tc(B)", "M_eff", "B_sat", "P_peak",
+    "P_effective", "WRF_attn/dense/moe", "W_eff", "activation_fusion_factor",
+    "elementwise_bytes_factor", "A", "A_kv", "C_kv", "D", "bytes_weights", "bytes_activations",
+    "bytes_kv", "bytes_temporary", "bytes_hbm", "bytes_net", "bytes_total", "AI_hbm", "AI_total",
+    "OI_knee", "OI_inf_hbm(L)", "OI_net", "B_crit", "min B_g", "T_comp", "T_hbm", "T_net", "T_est",
+    "TF_est", "TF_roofline_hbm",
+)  # fmt: skip
+
+
+def test_every_term_of_the_seed_report_has_a_meaning_or_a_reason():
+    rows = tables("llama")["terms"].rows
+    known = {term: row for row in rows for term in row[0].split(", ")}
+    assert set(SEED_TERMS) <= known.keys()
+    for term in SEED_TERMS:
+        _, meaning, _, why = known[term]
+        assert meaning.endswith(".")
+        assert why or not meaning.startswith("Not "), term  # what is not used has a reason
+
+
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():
     for block in blocks_of(sections("odd")):
         if isinstance(block, Text):
