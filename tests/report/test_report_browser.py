@@ -262,6 +262,27 @@ def test_what_is_behind_an_op_of_each_model(window, tmp_path, name, module, flop
     assert window.problems == []
 
 
+def test_sliders_price_fp32_at_its_own_rate(window, tmp_path):
+    """66.9 TFLOP/s, not the highest rate that the chip has for anything."""
+    whole = replace(study("convnet"), closed_forms=formulas("convnet").closed_forms,
+                    closed_ranges=formulas("convnet").closed_ranges)  # fmt: skip
+    path = tmp_path / "report.html"
+    path.write_text(render(whole, [Section("Explorer", (Widget("explorer", ""),))], {}))
+    window.problems.clear()
+    window.open(path)
+    ready(window)
+    panel = "[...document.querySelectorAll('.panel')].find(p => p.textContent.startsWith('Closed'))"
+    cells = window.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
+    # 8 images: the stem's 8 x 256 positions of 16 x 27, the head's 8 rows of 16 x 10.
+    flops = 2 * (8 * 256 * 16 * 27 + 8 * 16 * 10)
+    assert cells[0] == f"{flops / 1e6:.3f} MFLOP"
+    assert cells[3] == f"{flops / 66.9e12 * 1e9:.1f} ns"
+    steps = window.run(f"{panel}.textContent")
+    assert "Not here: training, efficient; training, naive; forward, naive." in steps
+    assert "fp32 66.90 TFLOP/s" in window.run("document.querySelector('.chart').textContent")
+    assert window.problems == []
+
+
 def test_the_keyboard_keeps_its_place_in_the_tree(page):
     twist = "[...document.querySelectorAll('.tree button.twist')].at(-1)"
     page.run(f"{twist}.focus()")

@@ -69,7 +69,7 @@ function evaluator(text) {
     const c = D.chips[chip.value], total = { flops: 0, bytes: 0, compute: 0, memory: 0, sum: 0 }, waits = { compute: 0, memory: 0 };
     for (const r of rows.filter(x => `${x.phase}, ${x.execution}` === phases[phase.value])) {
       const flops = r.times * r.flopsOf(values), bytes = r.times * r.bytesOf.reduce((a, [, f]) => a + f(values), 0);
-      const compute = flops / (c.peak[r.precision] || Math.max(...Object.values(c.peak))), memory = bytes / c.bandwidth;
+      const compute = flops ? flops / c.peak[r.precision] : 0, memory = bytes / c.bandwidth;
       total.flops += flops; total.bytes += bytes; total.compute += compute; total.memory += memory; total.sum += Math.max(compute, memory);
       waits[compute >= memory ? "compute" : "memory"] += Math.max(compute, memory);
     }
