@@ -8,11 +8,14 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 from report_studies import formulas, sections, study
 
+from tracer.cost import Conventions
+from tracer.machine import Timing
 from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
 from tracer.report.categories import Categories
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
 from tracer.report.sections import build
+from tracer.report.sections.analytic import _ASSUMPTIONS
 from tracer.report.units import UNITS
 
 FAMILIES = (
@@ -284,6 +287,18 @@ def test_every_term_of_the_seed_report_has_a_meaning_or_a_reason():
         _, meaning, _, why = known[term]
         assert meaning.endswith(".")
         assert why or not meaning.startswith("Not "), term  # what is not used has a reason
+
+
+def test_every_assumption_says_what_it_is():
+    for of in (Timing(), Conventions()):
+        assert set(of.names()) <= _ASSUMPTIONS.keys()
+    shown = dict.fromkeys(column(tables("llama")["assumptions"], "name"))
+    assert {"causal", "host"} <= shown.keys()
+    assert (
+        not {"routing", "launch"} & shown.keys()
+    )  # no experts; kernels have launches of their own
+    assert "routing" in column(tables("deepseek")["assumptions"], "name")
+    assert not {"routing", "causal"} & set(column(tables("vit")["assumptions"], "name"))
 
 
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():

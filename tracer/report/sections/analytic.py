@@ -134,13 +134,18 @@ _ASSUMPTIONS = {
     "clock": "share of the datasheet's clock that is sustained",
     "reserved_sms": "SMs that communication keeps from all other kernels",
     "attention": "the best kernels for the chip, or portable ones of an older generation",
+    "load": "the clock of matrix kernels: as each was measured, or as a long load leaves it",
     "rows": "how rows found by index move: as torch does it, or with vector loads",
 }
 
 
 def _idle(study: Study) -> set[str]:
     """Assumptions that nothing in this run depends on."""
-    idle = {"launch"} if study.timing.model == KERNELS else {"attention", "rows", "reserved_sms"}
+    idle = (
+        {"launch"}
+        if study.timing.model == KERNELS
+        else {"attention", "rows", "reserved_sms", "load"}
+    )
     if not any(routing(study)):
         idle.add("routing")
     return idle if masks(study) else idle | {"causal"}
