@@ -164,6 +164,9 @@ def _answer(
         answers.elasticities.extend(mine)
         grid = _tried(told, f"grid of {phase} on {chip.id}", moved.grid, phase, best, mine)
         answers.grids.extend([grid] if grid is not None else [])
+    if phase == "decode" and asked.batch == 1 and best.closed.experts is not None:
+        told.append("decode of one sequence: its experts are not spread over chips, a batch is")
+        return
     envelope = _tried(told, f"experts of {phase} over chips like {chip.id}", spread.envelope,
                       phase, best, asked.timing)  # fmt: skip
     if envelope is not None:

@@ -9,6 +9,7 @@ from ...predict import Step
 from ..blocks import Column, Formula, Section, Table, Text, section_of, table_of
 from ..decode import Batching, batching
 from ..facts import detailed, rates, routing, steps_of
+from ..records import DecodeLimit
 from ..summary import Study
 from ..text import plural, size
 
@@ -47,17 +48,29 @@ class _Reached(NamedTuple):
     chips: int
 
 
+def _closed(study: Study, step: Step) -> DecodeLimit | None:
+    """What the closed forms say of one chip at the context of `step`, if they were made."""
+    here = (step.chip.id, 1, step.workload.context)
+    found = (x for x in study.decode_limits or () if (x.chip, x.ep, x.context) == here)
+    return next(found, None)
+
+
+def limit_of(study: Study, step: Step) -> float:
+    """FLOP/B as the batch grows without end. One traced step alone counts bytes that no batch
+    shares as those of its sequences, so that a small batch puts its limit a little low.
+    """
+    known = _closed(study, step)
+    return batching(step).limit if known is None else known.intensity
+
+
 def _reached(study: Study, step: Step) -> _Reached | None:
     """From the closed forms, where they were made, else from the one traced step."""
     b = batching(step)
     batch = None if b.crossing is None else math.ceil(b.crossing)
     held = 0.0 if batch is None else b.held_weights + batch * b.cache
-    known = (
-        limit for limit in study.decode_limits or ()
-        if (limit.chip, limit.ep, limit.context) == (step.chip.id, 1, step.workload.context)
-    )  # fmt: skip
-    for limit in known:
-        batch, held = limit.batch, limit.held or 0.0
+    known = _closed(study, step)
+    if known is not None:
+        batch, held = known.batch, known.held or 0.0
     if batch is None:
         return None
     return _Reached(batch, held, math.ceil(held / float(step.chip.memory_capacity)))
@@ -69,16 +82,17 @@ def _table(study: Study, steps: list[Step]) -> Table | None:
         b = batching(step)
         rows.append((
             step.chip.id, step.workload.context, b.flops, b.moved, b.weights,
-            step.cost.intensity, b.limit, b.ridge,
+            step.cost.intensity, limit_of(study, step), b.ridge,
             *(_reached(study, step) or (None, None, None)),
         ))  # fmt: skip
     missing = [row for row in rows if row[-1] is None]
+    made = all(_closed(study, step) for step in steps)
     caption = (
-        "From the traced step: FLOPs f and bytes a of one sequence, weights W, and the limit of "
-        "FLOP/B beside the ridge"
+        "From the traced step: FLOPs f and bytes a of one sequence, and weights W. **limit** is "
+        f"FLOP/B as the batch grows without end, {'from the closed forms' if made else 'f / a'}"
     )
     if len(missing) < len(rows):
-        caption += "; then the batch at which the sums reach the ridge, and what it would hold"
+        caption += "; **B at the ridge** is where the sums reach it, and what that would hold"
     return table_of(
         "decode_batching",
         caption
@@ -90,7 +104,7 @@ def _table(study: Study, steps: list[Step]) -> Table | None:
             Column("moved", "a", "B"),
             Column("weights", "W", "B"),
             Column("intensity", "FLOP/B now", "FLOP/B"),
-            Column("limit", "limit f / a", "FLOP/B"),
+            Column("limit", "limit", "FLOP/B"),
             Column("ridge", "ridge", "FLOP/B"),
             Column("batch", "B at the ridge", "size"),
             Column("held", "holds then", "B"),
@@ -103,7 +117,7 @@ def _table(study: Study, steps: list[Step]) -> Table | None:
 def _sentences(study: Study, step: Step) -> list[str]:
     b = batching(step)
     length = step.workload.context
-    lines = [_verdict(b, step, _reached(study, step))]
+    lines = [_verdict(b, step, limit_of(study, step), _reached(study, step))]
     if b.attention is not None:
         ridge = rates(step)[b.precision] / step.chip.memory_bandwidth
         side = "beyond" if b.attention > ridge else "short of"
@@ -124,11 +138,11 @@ def _sentences(study: Study, step: Step) -> list[str]:
     return lines
 
 
-def _verdict(b: Batching, step: Step, reached: _Reached | None) -> str:
+def _verdict(b: Batching, step: Step, limit: float, reached: _Reached | None) -> str:
     if reached is None:
         return (
             f"At L = {step.workload.context:,} no batch reaches the ridge on {step.chip.name}: the "
-            f"limit is {b.limit:,.1f} FLOP/B, the ridge {b.ridge:,.0f}."
+            f"limit is {limit:,.1f} FLOP/B, the ridge {b.ridge:,.0f}."
         )
     one = reached.chips == 1
     where = "which fits in one chip" if one else f"which takes {plural(reached.chips, 'chip')}"

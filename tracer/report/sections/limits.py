@@ -11,6 +11,7 @@ from ..decode import batching
 from ..facts import detailed, routing, steps_of
 from ..summary import Study
 from ..text import plural, seconds, si, size
+from .decode_limit import limit_of
 
 
 class _Limit(NamedTuple):
@@ -89,9 +90,11 @@ def _of_cache(study: Study, step: Step) -> list[_Limit]:
             "FLOP/B of decode as the context grows", b.attention, f"{b.attention:,.1f}",
             "FLOPs over bytes of its attention kernels alone",
         ))  # fmt: skip
+    limit = limit_of(study, step)
     found.append(_Limit(
-        "FLOP/B of decode as the batch grows, at this context", b.limit, f"{b.limit:,.1f}",
-        f"{si(b.flops)}FLOP over {si(b.moved)}B of one sequence; the ridge is {b.ridge:,.0f}",
+        "FLOP/B of decode as the batch grows, at this context", limit, f"{limit:,.1f}",
+        f"{si(b.flops)}FLOP over {si(b.flops / limit)}B, what a sequence more brings; the ridge is "
+        f"{b.ridge:,.0f}" if limit else "no matrix work",
     ))  # fmt: skip
     return found
 
