@@ -238,6 +238,7 @@ def reduce_gradients(model: nn.Module) -> None:
                 shard.grad = raw_scatter_sum(flat, bucket.group)
                 for p in parameters:
                     p.grad = None
+            del flat  # one bucket at a time: the next one is laid out in its place
 
 
 @torch.no_grad()
@@ -252,3 +253,4 @@ def gather_parameters(model: nn.Module) -> None:
                     shard, bucket.group.size, bucket.group.name, out=flat
                 )
                 torch.ops._c10d_functional.wait_tensor(out)
+                del out

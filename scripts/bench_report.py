@@ -1,11 +1,13 @@
 """What a whole report costs, cold: seconds, CPU, memory, size of the page, its first paint.
 
-    python scripts/bench_report.py [--model ID] [--dtype T] [--runs N]
+    python scripts/bench_report.py [--model ID] [--runs N] [what else the command takes]
+    python scripts/bench_report.py --dtype fp8
+    python scripts/bench_report.py --batch 8 --seq 255 --chip h200_sxm --chip b200_sxm
 
-Every run is a process of its own that writes all files. CPU counts all its processes; memory is
-that of the largest of them. The bound that the project set itself is 15 s and 1.5 GiB on two idle
-cores, a page that paints within a second. The load of the machine stands beside the numbers: under
-load the wall says little, and CPU seconds too are longer on a shared core.
+Every run starts a command that writes all files. CPU counts all its processes; memory is that of
+the largest of them, of which there are two. The bound that the project set itself is 15 s and
+1.5 GiB on two idle cores, a page that paints within a second. The load of the machine stands beside
+the numbers: under load the wall says little, and CPU seconds too are longer on a shared core.
 """
 
 from __future__ import annotations
@@ -30,9 +32,8 @@ def main() -> None:
     """Print a row a run."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--model", default="deepseek-ai/DeepSeek-V3")
-    p.add_argument("--dtype", default="fp8")
     p.add_argument("--runs", type=int, default=3)
-    options = p.parse_args()
+    options, more = p.parse_known_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.runs):
@@ -40,8 +41,8 @@ def main() -> None:
             load = os.getloadavg()[0]
             before, start = _cpu(), time.perf_counter()
             subprocess.run(
-                [sys.executable, "-m", "tracer.run", "--hf-config", options.model, "--dtype",
-                 options.dtype, "--out", str(out)],
+                [sys.executable, "-m", "tracer.run", "--hf-config", options.model, *more,
+                 "--out", str(out)],
                 check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             wall, cpu = time.perf_counter() - start, _cpu() - before
@@ -51,7 +52,7 @@ def main() -> None:
             rows.append((number + 1, wall, cpu, peak / 2**30, page.stat().st_size / 1e6, files,
                          _paint(page), load))  # fmt: skip
     headers = ("run", "wall s", "CPU s", "peak GiB", "page MB", "files", "first paint ms", "load")
-    print(f"{options.model} in {options.dtype}, {os.cpu_count()} cores")
+    print(" ".join([options.model, *more]), f"on {os.cpu_count()} cores")
     print(tabulate(rows, headers, floatfmt=".2f"))
     print(f"median wall {statistics.median(row[1] for row in rows):.1f} s")
 

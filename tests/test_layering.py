@@ -1,8 +1,8 @@
 """The import graph, read from the sources: stages import only from stages before them.
 
 algebra < capture < cost < machine < profiles < parallel < predict < study < report < session, run.
-`errors` and `tracer.hardware` are leaves that everybody may use; `tracer.models` knows nothing of
-the tracer. Only the capture may import torch when it is itself imported.
+`errors`, `collector` and `tracer.hardware` are leaves that everybody may use; `tracer.models` knows
+nothing of the tracer. Only the capture may import torch when it is itself imported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "top",
 )
-LEAVES = ("errors", "hardware")
+LEAVES = ("errors", "collector", "hardware")
 # Torch and whatever pulls it in or costs as much.
 HEAVY = ("torch", "transformers", "matplotlib", "sympy", "scipy", "pandas", "huggingface_hub")
 
@@ -114,7 +114,7 @@ def backward(root: Path) -> list[str]:
         if not inside(arrow.target):
             continue
         source, target = stage(arrow.source), stage(arrow.target)
-        if source in ("errors", "models"):
+        if source in ("errors", "collector", "models"):
             allowed = target == source
         elif source == "hardware":
             allowed = target in LEAVES

@@ -13,34 +13,33 @@ from typing import TYPE_CHECKING
 
 from tracer.hardware import chip_ids
 
-from .beside import beside
 from .errors import UserError
 from .report.sides import is_config, side_from, side_of
 from .run import answer, assumptions, available, check, lengths, program_of
 
 if TYPE_CHECKING:
+    from .beside import Beside
     from .report.records import Side, WeightRow
     from .report.studied import Studied
     from .report.summary import Study
 
 
-def whole_answer(options: argparse.Namespace, command: str) -> Study:
-    """`answer`, and beside it, in a process of its own, what a report takes from formulas.
+def whole_answer(options: argparse.Namespace, command: str, other: Beside) -> Study:
+    """`answer`, and by the process beside, at the same time, what a report takes from formulas.
 
     A model that cannot be traced with symbols has a report without those sections.
     """
-    check(options)
     known = _earlier(options.compare)
+    other.start(studied, options)
     weights = _weights(options.checkpoint)
-    with beside(studied, options) as other:
-        study = answer(options, command)
-        if options.compare is not None:
-            study = replace(study, compared=known or _other_side(options))
-        study = replace(study, weights=weights)
-        try:
-            found = other()._asdict()
-        except Exception as error:  # whatever it is, the report does without
-            found = {"remarks": (f"no formulas in symbols: {' '.join(str(error).split())}",)}
+    study = answer(options, command)
+    if options.compare is not None:
+        study = replace(study, compared=known or _other_side(options))
+    study = replace(study, weights=weights)
+    try:
+        found = other.answer()._asdict()
+    except Exception as error:  # whatever it is, the report does without
+        found = {"remarks": (f"no formulas in symbols: {' '.join(str(error).split())}",)}
     remarks = found.pop("remarks")
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)

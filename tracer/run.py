@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.hardware import Chip, chip_ids, cluster_ids, load_chip, load_cluster
 
+from .collector import seldom
 from .errors import UserError
 from .progress import progress
 
@@ -64,13 +65,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write the report there: report.html, .md, .json, tables, figures",
     )
-    add("--compare", metavar="OTHER", help="of --out: another model, chip, or report.json of a run")
+    add(
+        "--compare",
+        metavar="OTHER",
+        help="of --out: another model, chip, or report.json of a run; of a plan another plan",
+    )
     add("--checkpoint", metavar="DIR", help="of --out: read its weights, and say how they lie")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--strict", action="store_true", help="an op without a formula is an error")
     add("--full", action="store_true", help="trace every layer, not a few of each kind")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's code")
-    from .plan import add_axes
+    from .plan_options import add_axes
 
     add_axes(p)
     add("--list-chips", action="store_true", help="the chips that --chip knows")
@@ -99,12 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print("\n".join(bundled_ids()))
             return 0
-        from .plan import AXES, run_from_main
+        from .plan_options import AXES, given_in
 
+        command = shlex.join(["tracer", *arguments])
         if any(getattr(options, axis) is not None for axis in AXES):
-            run_from_main(options)
+            from .plan import run_from_main
+
+            run_from_main(options, given_in(parser(), arguments), command)
             return 0
-        _run(options, shlex.join(["tracer", *arguments]))
+        with seldom():
+            _run(options, command)
     except UserError as error:
         print(f"tracer: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -114,21 +123,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
-    from .report import files, terminal
+    _check_model(options)
+    if options.out is None:
+        _show(answer(options, command), options.json)
+        return
+    check(options)
+    from .beside import beside
+
+    with beside(meanwhile=_ready_to_draw) as other:  # before the imports, which take both a while
+        from .full_report import whole_answer
+        from .report import files
+        from .report.document import report_of
+
+        out = files.check_folder(options.out)
+        study = whole_answer(options, command, other)
+        _show(study, options.json)
+        for line in files.summary(files.write(report_of(study), out, other), out):
+            print(f"wrote {line}", file=sys.stderr)
+
+
+def _ready_to_draw() -> None:
+    from .report.pictures import warm
+
+    warm()
+
+
+def _show(study: Study, as_json: bool) -> None:
+    from .report import terminal
     from .report.document import as_document
 
-    _check_model(options)
-    out = files.check_folder(options.out) if options.out is not None else None
-    if out is None:
-        study = answer(options, command)
-    else:
-        from .full_report import whole_answer
-
-        study = whole_answer(options, command)
-    print(json.dumps(as_document(study), indent=1) if options.json else terminal.render(study))
-    if out is not None:
-        for line in files.summary(files.write(study, out), out):
-            print(f"wrote {line}", file=sys.stderr)
+    print(json.dumps(as_document(study), indent=1) if as_json else terminal.render(study))
 
 
 def check(
@@ -194,7 +218,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         print(f"note: {note}", file=sys.stderr)
     return Study(
         program.name, program.source, program.dtype, inventory, chips, tuple(steps), conventions,
-        timing, _versions(), command, tuple(dict.fromkeys(notes)),
+        timing, versions(), command, tuple(dict.fromkeys(notes)),
         plain_config(getattr(program, "config", None)),
     )  # fmt: skip
 
@@ -301,7 +325,8 @@ def assumptions(given: list[str], *kinds: Any) -> list[Any]:
     return [kind(**{k: v for k, v in values.items() if known[k] is kind}) for kind in kinds]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers rest on."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("tracer", "torch")}

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tracer.capture import Capture, remembered
+from tracer.capture.adamw import MasterAdamW
 
 aten = torch.ops.aten
 
@@ -88,6 +89,40 @@ def test_a_view_that_its_schema_hides_stays_a_view():
 def test_tensors_with_data_run_as_they_are():
     x = torch.tensor([1.0, 4.0])
     assert remembered.runner(aten.sqrt.default)(x).tolist() == [1.0, 2.0]
+
+
+def updated(model):
+    """A step of AdamW on lists, as it is recorded."""
+    update = MasterAdamW(model.parameters())
+    with Capture(model) as capture:
+        update.step()
+    return capture.trace
+
+
+def test_an_optimizer_on_lists_is_recorded_in_full_and_does_not_run():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)).to("meta").bfloat16()
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    found = updated(model)
+    with FlopCounterMode(display=False):
+        plain = updated(model)
+    assert found.ops == plain.ops and found.storages == plain.storages
+    ran = []
+    run = remembered.runner(aten._foreach_addcdiv_.Scalar)
+    lists = [[meta(3), meta(4)] for _ in range(3)]
+    assert run.func(lambda *args: ran.append(args), *lists, 0.5) is None and not ran
+    for other in ([meta(3), meta(5)], [meta(3)], [meta(3), torch.ones(4)], [0.5]):
+        run.func(lambda *args: ran.append(args), lists[0], other, lists[2], 0.5)
+    assert len(ran) == 4  # what does not fit, or has data, is the op's own to judge
+
+
+def test_lists_that_do_not_fit_are_refused_every_time():
+    run = remembered.runner(aten._foreach_add_.List)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            run([meta(3)], [meta(4)])
+        with pytest.raises(RuntimeError):
+            run([meta(3, dtype=torch.int64)], [meta(3)])
 
 
 def trained(model):

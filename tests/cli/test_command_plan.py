@@ -42,7 +42,10 @@ def test_a_plan_is_priced_into_a_table_and_files(run, tmp_path):
     made = json.loads((out / "plan.json").read_text())
     assert made["gpus"] == 16
     assert made["plan"] == "ep=8 pp=2 dp=8 zero=1 micro_batches=8"
-    assert (out / "pipeline.svg").stat().st_size > 1000
+    assert made == json.loads((out / "report.json").read_text())["plan"]
+    for name in ("report.html", "report.md", "figures/pipeline.svg", "figures/pipeline.png",
+                 "tables/messages.csv", "tables/kernels.csv"):  # fmt: skip
+        assert (out / name).stat().st_size > 500, name
     events = json.loads((out / "pipeline.json").read_text())["traceEvents"]
     assert sum(e["ph"] == "X" for e in events) == 2 * 2 * 8  # ranks x (F, B) x micro-batches
 
@@ -70,6 +73,76 @@ def test_the_main_command_prices_the_same_plan(run):
     other = run(*options, main=tracer_main)
     assert own[0] == other[0] == 0
     assert own[1] == other[1]
+    compared = ("--compare", "dp=4 zero=1 micro_batches=4")
+    own, other = run(*options, *compared), run(*options, *compared, main=tracer_main)
+    assert own[0] == other[0] == 0
+    assert "compared with" in own[1]
+    assert own[1] == other[1]
+
+
+def test_options_of_the_main_command_that_a_plan_has_too(run):
+    options = ("--pp", "2", "--microbatches", "2", "--strict", "--layers", "2", "--exec",
+               "efficient", "--optimizer", "adamw", "--json")  # fmt: skip
+    code, text, _ = run(*options, main=tracer_main)
+    assert code == 0
+    assert json.loads(text)["flops"] < json.loads(run("--pp", "2", "--microbatches", "2",
+                                                      "--json")[1])["flops"]  # fmt: skip
+    code, text, _ = run("--dp", "2", "--phase", "decode", "--batch", "3", "--json",
+                        main=tracer_main)  # fmt: skip
+    assert json.loads(text)["batch_per_data_rank"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--chip", "h100_sxm"), "--chip does not go with a plan: --cluster names the chip"),
+        (("--module", "a.b:c"), "--module does not go with a plan"),
+        (("--exported", "a.pt2"), "--exported does not go with a plan"),
+        (("--input", "x:bf16[B,3]"), "--input does not go with a plan"),
+        (("--exec", "naive"), "--exec naive does not go with a plan"),
+        (("--exec", "naive", "--exec", "efficient"), "--exec naive does not go with a plan"),
+        (("--optimizer", "none"), "--optimizer none does not go with a plan"),
+        (("--full",), "--full does not go with a plan"),
+        (("--checkpoint", "."), "--checkpoint does not go with a plan"),
+        (("--batch", "8"), "--batch does not go with a training plan"),
+        (("--context", "8"), "--context goes with decode, this is training"),
+        (("--phase", "decode", "--zero", "2"), "--zero goes with training, this is decode"),
+        (("--phase", "decode", "--microbatches", "2"), "--microbatches goes with training"),
+        (("--phase", "decode", "--phase", "prefill"), "for one --phase"),
+        (("--phase", "forward"), "--phase 'forward': choose one of training"),
+        (("--layers", "99"), "--layers 99"),
+        (("--out", "--"), "--out"),
+    ],
+)
+def test_no_option_of_the_main_command_is_passed_over(run, options, says):
+    code, out, err = run("--dp", "2", *options, main=tracer_main)
+    assert code == 2
+    assert not out
+    assert len(err.strip().splitlines()) == 1
+    assert says in err
+
+
+def test_every_option_of_the_main_command_is_known_to_plans():
+    from tracer import plan_options, run
+
+    known = {*plan_options._FROM_MAIN, *plan_options._NOT_FROM_MAIN, "dtype", "seq", "batch",
+             "phase", "exec", "optimizer"}  # fmt: skip
+    lists = {"list_chips", "list_clusters", "list_models"}  # answered before anything else
+    assert known | lists == set(vars(run.parser().parse_args([])))
+
+
+def test_strict_refuses_ops_without_a_formula(monkeypatch, run, tmp_path):
+    from tracer.predict import detail
+
+    monkeypatch.setattr(detail, "_unmodelled", lambda blocks: {"aten.odd": 3})
+    out = tmp_path / "out"
+    code, text, err = run("--dp", "2", "--strict", "--out", str(out))
+    assert code == 2
+    assert not text
+    assert "--strict: no formula for aten.odd (3)" in err
+    assert not out.exists()
+    assert run("--dp", "2", "--out", str(out))[0] == 0
+    assert "Without a formula, priced by their bytes: `aten.odd`" in (out / "report.md").read_text()
 
 
 def test_decode_and_prefill(run):
@@ -79,20 +152,24 @@ def test_decode_and_prefill(run):
     assert made["kind"] == "decode"
     assert made["tpot_s"] > 0
     assert made["largest_batch"] > 2
-    code, text, _ = run("--phase", "prefill", "--tp", "2", "--batch", "2")
+    code, text, _ = run("--phase", "prefill", "--tp", "2", "--batch", "2", "--price", "3")
     assert code == 0
     assert "TTFT" in text
+    assert "USD at 3 an hour" in text
 
 
 def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
     table = tmp_path / "plans.csv"
     code, text, _ = run(
         "--search", "--gpus", "4", "--global-batch", "8", "--schedule", "1f1b", "--csv", str(table),
-        "--tp", "2",
+        "--tp", "2", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert code == 0
     assert "plans fit" in text
     rows = table.read_text().splitlines()
+    assert (tmp_path / "out" / "plans.csv").read_text() == table.read_text()
+    assert (tmp_path / "out" / "figures" / "step_memory.svg").stat().st_size > 1000
+    assert "Plans that fit" in (tmp_path / "out" / "report.html").read_text()
     # tp 1 or 2, pp any divisor of what is left, ep what divides 16 experts and a stage's ranks:
     # tp=1: pp=1 ep 1,2,4; pp=2 ep 1,2; pp=4 ep 1. tp=2: pp=1 ep 1,2,4; pp=2 ep 1,2.
     assert len(rows) - 1 == 6 + 5
@@ -113,6 +190,15 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--global-batch", "5", "--dp", "2"), "does not divide by 2 sequences"),
         (("--phase", "chat"), "choose one of training"),
         (("--search",), "needs --gpus and --global-batch"),
+        (("--batch", "4"), "--batch goes with prefill and decode, this is training"),
+        (("--overlap",), "--overlap goes with prefill and decode"),
+        (("--phase", "decode", "--recompute", "full"), "--recompute goes with training"),
+        (("--phase", "prefill", "--context", "9"), "--context goes with decode, this is prefill"),
+        (("--csv", "a.csv"), "--csv goes with --search"),
+        (("--top", "3"), "--top goes with --search"),
+        (("--search", "--dp", "2"), "--dp does not go with --search, which tries all plans"),
+        (("--search", "--compare", "x"), "--compare does not go with --search"),
+        (("--seq", "0"), "--seq 0: give at least 1"),
         (("--zero", "9"), "zero=9"),
         (("--price", "-2"), "price=-2"),
         (("--imbalance", "0.2"), "imbalance=0.2"),

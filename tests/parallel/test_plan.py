@@ -1,6 +1,7 @@
 """Plans: what is refused and why, where ranks stand, and how plans are written."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,15 @@ def test_redundant_experts_are_not_trained():
     assert plan.illegal(V3, training=True) == [
         "32 redundant experts are copies for serving, not for training"
     ]
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_latent_recomputation_needs_parameters_that_stay(zero):
+    plan = Plan(dp=2, zero=zero, recompute="latent")
+    (reason,) = plan.illegal(V3, training=True)
+    assert f"zero={zero} has them no more: take zero=1, or recompute=selective or full" in reason
+    assert replace(plan, zero=1).illegal(V3, training=True) == []
+    assert replace(plan, recompute="full").illegal(V3, training=True) == []
 
 
 def test_experts_of_a_dense_model():

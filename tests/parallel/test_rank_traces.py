@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -292,6 +293,12 @@ def test_groups_are_gone_also_after_an_error(monkeypatch):
         record_rank(small(), Workload("prefill", 1, 16), Plan(tp=2))
     assert not dist.is_initialized()
     assert dict(os.environ) == before
+
+
+def test_tracing_a_rank_leaves_tracebacks_as_they_were():
+    before = sys.excepthook
+    record_rank(small(), Workload("prefill", 1, 16), Plan(tp=2))
+    assert sys.excepthook is before
 
 
 def test_a_process_group_in_force_is_left_alone():

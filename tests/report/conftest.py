@@ -2,20 +2,15 @@
 
 import browser
 import pytest
-from opened import ready
+from opened import ready, written
 from report_extras import full_study
 
-from tracer.report.html import render
-from tracer.report.pictures import draw_all
-from tracer.report.sections import build
+from tracer.report.document import report_of
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    made = build(full_study())
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(full_study(), made, {p.name: p for p in draw_all(made)}))
-    return path
+    return written(report_of(full_study()), tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,8 @@ def full_study() -> Study:
         plans=(
             PlanRow("decode", "ep 8", "h200_sxm", 8, 0.02, 0.002, 0.01, 0.004, 64, 1.3e11, True,
                     "memory"),
+            PlanRow("decode", "ep 1", "h200_sxm", 1, 0.1, 0.002, 0.09, 0.0, 8, 7e11, False,
+                    "memory"),
         ),
         messages=(
             Message("decode", "ep 8", "all_to_all", "ep 8 in a node", 116, 5e7, 0.004, 0.0),

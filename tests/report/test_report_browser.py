@@ -4,12 +4,11 @@ import time
 
 import browser
 import pytest
-from opened import ready, text
+from opened import ready, text, written
+from plan_studies import TRAINING, plan_study, report
 from report_studies import study
 
-from tracer.report.html import render
-from tracer.report.pictures import draw_all
-from tracer.report.sections import build
+from tracer.report.document import report_of
 
 pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
 
@@ -19,15 +18,45 @@ def test_nothing_goes_wrong_and_nothing_is_asked_for(page):
 
 
 def test_odd_names_do_nothing(window, tmp_path):
-    made = build(study("odd"))
-    path = tmp_path / "report.html"
-    path.write_text(render(study("odd"), made, {p.name: p for p in draw_all(made)}))
+    path = written(report_of(study("odd")), tmp_path)
     window.problems.clear()
     window.open(path)
     ready(window)
     assert window.problems == []
     assert window.run("document.querySelectorAll('img').length") == 0
     assert "<img src=x onerror=alert(1)>" in text(window, ".tree")
+
+
+def test_a_page_of_a_plan(window, tmp_path):
+    """The same page without the explorer: quiet, tables that sort, any width, light and dark."""
+    made = report(*TRAINING)
+    path = written(made, tmp_path)
+    window.size(1280, 900)
+    window.dark(False)
+    window.problems.clear()
+    window.open(path)
+    values = (
+        "[...document.querySelectorAll('#table-modules tbody tr')]"
+        ".map(r => Number(r.cells[4].dataset.v))"
+    )
+    before = window.run(values)
+    assert before == sorted(before, reverse=True)
+    click = "document.querySelectorAll('#table-modules th button')[4].click()"
+    window.run(click)
+    window.run(click)
+    assert window.run(values) == before[::-1]
+    assert sum(before) == pytest.approx(plan_study(*TRAINING).detail.compute["kernels"])
+    assert window.run("document.querySelectorAll('#data, button.trace, .tree').length") == 0
+    assert window.run("document.querySelectorAll('figure svg').length") == 4
+    ground = "getComputedStyle(document.body).backgroundColor"
+    window.run("document.getElementById('theme').click()")
+    assert window.run(ground) == "rgb(20, 23, 29)"
+    window.run("localStorage.clear()")
+    for width in (390, 768, 1280):
+        window.size(width, 800, mobile=width < 500)
+        window.run("dispatchEvent(new Event('resize'))")
+        assert window.run("document.documentElement.scrollWidth") <= width
+    assert window.problems == []
 
 
 def test_it_paints(page):

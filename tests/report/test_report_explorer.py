@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import browser
 import pytest
-from opened import choose, ready, text
+from opened import choose, explorer_of, ready, text
 from report_extras import CLOSED, full_study
 from report_studies import formulas, study
 
-from tracer.report.blocks import Section, Widget
-from tracer.report.html import render
 from tracer.report.text import si
 
 pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
@@ -65,8 +63,7 @@ def test_opening_a_module_and_what_is_behind_it(page):
 )
 def test_what_is_behind_an_op_of_each_model(window, tmp_path, name, module, flops, formula, source):
     """The number by hand, the formula that gave it, and the line of the module."""
-    path = tmp_path / "report.html"
-    path.write_text(render(study(name), [Section("Explorer", (Widget("explorer", ""),))], {}))
+    path = explorer_of(study(name), tmp_path)
     window.problems.clear()
     window.open(path)
     ready(window)
@@ -103,8 +100,7 @@ def test_sliders_price_fp32_at_its_own_rate(window, tmp_path):
     """66.9 TFLOP/s, not the highest rate that the chip has for anything."""
     whole = replace(study("convnet"), closed_forms=formulas("convnet").closed_forms,
                     closed_ranges=formulas("convnet").closed_ranges)  # fmt: skip
-    path = tmp_path / "report.html"
-    path.write_text(render(whole, [Section("Explorer", (Widget("explorer", ""),))], {}))
+    path = explorer_of(whole, tmp_path)
     window.problems.clear()
     window.open(path)
     ready(window)
@@ -168,8 +164,7 @@ def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_pat
     found = formulas("deepseek")
     whole = replace(study("deepseek"), closed_forms=found.closed_forms,
                     closed_ranges=found.closed_ranges)  # fmt: skip
-    path = tmp_path / "report.html"
-    path.write_text(render(whole, [Section("Explorer", (Widget("explorer", ""),))], {}))
+    path = explorer_of(whole, tmp_path)
     window.problems.clear()
     window.open(path)
     ready(window)

@@ -54,6 +54,9 @@ def test_their_tables(built):
     assert tables["weights"].rows[0][3] == 6144
     assert tables["weights"].rows[1][-2] is None  # a vector is not quantised
     assert tables["formulas_decode"].rows[0][3] == "6*B*64*32"
+    tight = dict(zip(keys, tables["plans"].rows[1], strict=True))
+    assert tight["fits"] == "no"
+    assert tight["tokens_per_s"] is tight["per_chip"] is None  # it would be of no use
 
 
 def test_knobs_are_ranked_by_their_medians_in_numeric_order():

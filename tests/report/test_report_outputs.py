@@ -12,6 +12,7 @@ from report_studies import sections, study
 from tracer.report.accuracy import accuracy_csv, accuracy_rows
 from tracer.report.blocks import Diagram, Figure, Node, Table, blocks_of, placed
 from tracer.report.data import as_csv, full_document, tables_of
+from tracer.report.document import report_of
 from tracer.report.markdown import mermaid, render
 from tracer.report.units import UNITS
 
@@ -73,7 +74,7 @@ def test_the_order_of_reading():
 
 @pytest.fixture(scope="module")
 def text():
-    return render(study("deepseek"), sections("deepseek"))
+    return render(report_of(study("deepseek")))
 
 
 def test_markdown_has_every_block(text):
@@ -103,7 +104,7 @@ def test_rows_have_as_many_cells_as_their_head(text):
 
 
 def test_csv_and_json_hold_the_same_unrounded_values():
-    found = full_document(study("deepseek"), sections("deepseek"))
+    found = full_document(report_of(study("deepseek")))
     again = json.loads(json.dumps(found, allow_nan=False))
     tables = tables_of(sections("deepseek"))
     assert again["tables"].keys() == {table.name for table in tables}
@@ -146,7 +147,7 @@ def test_mermaid_takes_any_name():
 
 
 def test_names_of_a_module_stay_in_code():
-    found = render(study("odd"), sections("odd"))
+    found = render(report_of(study("odd")))
     outside = re.sub(r"```.*?```|`[^`\n]*`", "", found, flags=re.S)
     assert "onerror" in found
     assert "<img" not in outside
@@ -180,11 +181,11 @@ def test_accuracy_round_trips(tmp_path):
 
 def test_the_method_is_the_one_in_force():
     """What the prose says of seconds must be so: the kernel model is no roofline."""
-    default = render(study("llama"), sections("llama"))
+    default = render(report_of(study("llama")))
     assert "launch + max(compute, memory)" not in default
     assert "constants were fitted to measured kernels" in default
     roof = ("--assume", "model=roofline", "--phase", "decode")
-    other = render(study("llama", *roof), sections("llama", *roof))
+    other = render(report_of(study("llama", *roof)))
     assert "launch + max(compute, memory)" in other
     assert "fitted to measured kernels" not in other
     assert "Accuracy of the kernel model" not in other

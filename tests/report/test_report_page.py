@@ -6,13 +6,14 @@ from html.parser import HTMLParser
 
 import pytest
 from report_extras import full_study
-from report_studies import sections, study
+from report_studies import study
 
 from tracer.report.blocks import Diagram, Node
+from tracer.report.document import report_of
 from tracer.report.flow import draw
 from tracer.report.html import embedded, inline, render
 from tracer.report.page import payload
-from tracer.report.pictures import draw_all
+from tracer.report.pictures import Pictures
 from tracer.report.provenance import origin_of
 from tracer.report.sections import build
 
@@ -47,8 +48,8 @@ class Reader(HTMLParser):
 
 
 def page_of(name):
-    made = sections(name)
-    return render(study(name), made, {p.name: p for p in draw_all(made)})
+    made = report_of(study(name))
+    return render(made, {p.name: p for p in Pictures(made.sections)})
 
 
 @pytest.fixture(scope="module")

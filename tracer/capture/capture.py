@@ -17,11 +17,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ..collector import without_collector
 from ..errors import UserError
 from . import compat, remembered
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
-from .collector import without_collector
 from .modules import ModuleStack
 from .recorder import Recorder
 from .records import Fold, Op, Parameter, Trace

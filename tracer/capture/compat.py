@@ -257,6 +257,7 @@ def symbolic_mode(on_fixed: Callable[[Any, int], None]) -> tuple[Any, Any]:
 
 @functools.cache
 def _shape_env() -> Any:
+    from torch._guards import SLoc
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     class NamedSizes(ShapeEnv):
@@ -267,6 +268,9 @@ def _shape_env() -> Any:
                 self.on_fixed(a, int(tgt))
             super()._set_replacement(a, tgt, msg)
 
+        def _get_stack_summary(self, *_: Any, **__: Any) -> tuple[Any, str]:
+            return SLoc("", None), ""  # of guards, in messages; torch walks all frames for it
+
     return NamedSizes
 
 
@@ -275,11 +279,15 @@ def quiet_fake_tensors() -> Iterator[None]:
     """A block in which torch does not write to stderr what it also raises."""
     names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
     logs = [(log, log.disabled) for log in map(logging.getLogger, names)]
+    events = logging.getLogger("torch.__trace")  # formats stacks for its handlers
+    handlers = events.handlers
     for log, _ in logs:
         log.disabled = True
+    events.handlers = []
     try:
         yield
     finally:
+        events.handlers = handlers
         for log, before in logs:
             log.disabled = before
 

@@ -40,6 +40,7 @@ class ExportedProgram:
     def __init__(self, path: str) -> None:
         self.name = path
         self.cures: list[str] = []
+        self.compiles = True
         self._module, self._args, self._kwargs = _load(path)
         trains = any(p.requires_grad for p in self._module.parameters())
         self.phases = (TRAINING, INFERENCE) if trains else (INFERENCE,)

@@ -7,6 +7,7 @@ something in it fails.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -71,11 +72,13 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
         raise UserError(
             "torch.distributed is initialised already: a plan is traced in a process of its own"
         )
+    hook = sys.excepthook  # torch puts one of its own around it that names the rank, for good
     dist.init_process_group("fake", store=compat.fake_store(), rank=rank, world_size=size)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 @contextlib.contextmanager

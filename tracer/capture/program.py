@@ -44,6 +44,7 @@ class Program(Protocol):
     in BF16, a server does not. `layers` is the length of the stack of layers that may be folded, 0
     for none; `longest` the tokens that its learned positions serve, None for any number;
     `shortest` the tokens of the smallest run that shows all of it. `cures` says what `adapt` did.
+    `compiles`: whether its code may call torch's compiler, which is long to import.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Program(Protocol):
     dtype: str
     layers: int
     cures: list[str]
+    compiles: bool
 
     @property
     def phases(self) -> tuple[str, ...]: ...

@@ -7,6 +7,7 @@ does no more than read shapes, strides, dtypes and storage ids into tuples.
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class Recorder(compat.TorchDispatchMode):
                 return compat.decompose(func, args, kwargs or {})
         if self.simplify is not None:
             func, args = self.simplify(func, args)
-            schema = self._schemas.setdefault(func, _read_schema(func))
+            schema = self._schemas.get(func) or _read_schema(func)
         # Inputs are read before the op runs: `t_()` and `resize_()` change them under our hands.
         seen = tuple([self._describe(value) for value in args])
         named = (
@@ -255,6 +256,7 @@ def _resolve_one(value: Any, refs: list[TensorRef], resolve: Resolve | None) -> 
     return _resolve(value, refs, resolve) if kind is tuple else value
 
 
+@functools.lru_cache(maxsize=4096)
 def _read_schema(func: Any) -> _Schema:
     arguments = getattr(func, "_schema", None)
     if arguments is None:  # a higher-order operator

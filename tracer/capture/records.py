@@ -7,7 +7,7 @@ fusion, chips, plans) is a replay over this list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +62,8 @@ class TensorRef(NamedTuple):
             if stride != 0 or size == 0:
                 n *= size
                 last += (size - 1) * stride
+        if type(n) is int and type(last) is int:
+            return min(n, last + 1) if n else 0
         return least((n, last + 1)) if n else 0
 
     @property
@@ -95,17 +97,20 @@ class Op(NamedTuple):
 
     def inputs(self) -> Iterator[TensorRef]:
         """Every tensor among the arguments, lists flattened, in order."""
-        yield from _tensors(self.args)
+        found: list[TensorRef] = []
+        _collect(self.args, found)
         if self.kwargs:
-            yield from _tensors(tuple(self.kwargs.values()))
+            _collect(self.kwargs.values(), found)
+        return iter(found)
 
 
-def _tensors(tree: Any) -> Iterator[TensorRef]:
+def _collect(tree: Iterable[Any], found: list[TensorRef]) -> None:
     for item in tree:
-        if type(item) is TensorRef:
-            yield item
-        elif type(item) in (tuple, list):
-            yield from _tensors(item)
+        kind = type(item)
+        if kind is TensorRef:
+            found.append(item)
+        elif kind is tuple or kind is list:
+            _collect(item, found)
 
 
 class Call(NamedTuple):

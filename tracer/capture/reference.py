@@ -33,6 +33,7 @@ class ReferenceProgram:
 
         self.name = name
         self.cures: list[str] = []
+        self.compiles = False
         self.source = "reference model (tracer.models)"
         raw = copy.deepcopy(dict(config))
         if layers is not None:

@@ -48,9 +48,35 @@ def runner(func: Any) -> Callable[..., Any]:
     schema = getattr(func, "_schema", None)
     if schema is None or func.namespace != "aten" or any(tag in func.tags for tag in _DATA):
         return func  # type: ignore[no-any-return]
+    if schema.name.startswith("aten::_foreach_") and not schema.returns:
+        return functools.partial(_write_lists, func)
     if any(item.alias_info is not None for item in (*schema.arguments, *schema.returns)):
         return func  # type: ignore[no-any-return]
     return functools.partial(_run, func)
+
+
+def _write_lists(func: Any, *args: Any, **kwargs: Any) -> None:
+    """An op in place on lists, as optimizers use for thousands of parameters at once.
+
+    On meta it writes nothing and returns nothing; of lists of floats that are alike in shape it has
+    nothing to complain of either.
+    """
+    lists = [value for value in args if type(value) is list]
+    shapes = [t.shape for t in lists[0]]
+    if not all(_floats(one, shapes) for one in lists):
+        func(*args, **kwargs)
+
+
+def _floats(values: list[Any], shapes: list[torch.Size]) -> bool:
+    """Whether these are meta tensors of `shapes`, or as many numbers, all of them floats."""
+    if len(values) != len(shapes):
+        return False
+    return all(
+        type(v) is float
+        or (type(v) in (Tensor, nn.Parameter) and v.is_meta and v.shape == shape
+            and v.is_floating_point())
+        for v, shape in zip(values, shapes, strict=True)
+    )  # fmt: skip
 
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:

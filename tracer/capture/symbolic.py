@@ -24,6 +24,7 @@ from ..algebra.scope import LOWEST, NEGATIVE, POSITIVE, ZERO
 from ..errors import UserError
 from . import compat
 from .grounds import fake_weights
+from .known_sizes import known_sizes
 
 
 class NotSymbolic(UserError):
@@ -50,9 +51,10 @@ class Sizes:
         self.values: dict[str, Any] = {}  # by name, what to build inputs with
         self._ours: dict[Any, Any] = {}  # torch's expression -> ours
         self._taken = 0  # guards of torch that are in the scope
-        for name, value in samples.items():
-            self.values[name] = compat.symbolic_size(self._env, name, value)
-            self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
+        with compat.quiet_fake_tensors():
+            for name, value in samples.items():
+                self.values[name] = compat.symbolic_size(self._env, name, value)
+                self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
 
     @contextlib.contextmanager
     def run(self, model: nn.Module | None) -> Iterator[None]:
@@ -64,7 +66,7 @@ class Sizes:
         """
         weights = contextlib.nullcontext() if model is None else fake_weights(model, self._mode)
         try:
-            with compat.quiet_fake_tensors(), weights, self._mode:
+            with compat.quiet_fake_tensors(), known_sizes(self._env), weights, self._mode:
                 yield
         except NotSymbolic:
             raise

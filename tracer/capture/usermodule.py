@@ -44,6 +44,7 @@ class ModuleProgram:
     def __init__(self, target: str, inputs: Sequence[InputSpec] = ()) -> None:
         self.name = target
         self.cures: list[str] = []
+        self.compiles = True
         self._factory = _load_factory(target)
         self._specs = tuple(inputs)
         self._built: dict[str, tuple[nn.Module, Inputs | None]] = {}

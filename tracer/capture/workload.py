@@ -6,6 +6,7 @@ ground that can answer (see `grounds.py`), and the trace's header says so.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from .modules import OUTSIDE
 from .program import DECODE, INFERENCE, PREFILL, TRAINING, WORKLOADS, Program, Run
 from .records import FORWARD, Trace
 from .symbolic import NotSymbolic, Sizes
+from .uncompiled import uncompiled
 
 OPTIMIZERS = ("adamw", "none")
 _LOOP = 48  # times that one op runs in one call of one module, at least, to be taken for a loop
@@ -90,7 +92,8 @@ def record(
         )
     while True:
         try:
-            return _climb(program, workload, attention, fold)
+            with _torch_for(program):
+                return _climb(program, workload, attention, fold)
         except UserError:
             raise
         except Exception as error:  # whatever the model's own code raises
@@ -114,7 +117,8 @@ def record_symbolic(
         raise UserError(f"{program.name} has {', '.join(program.phases)}, not {workload.phase!r}")
     while True:
         try:
-            return _symbolic(program, workload, attention, fold)
+            with _torch_for(program):
+                return _symbolic(program, workload, attention, fold)
         except NotSymbolic as error:
             raise NotSymbolic(
                 f"{program.name}: no closed form of {workload.phase}: {error}"
@@ -124,6 +128,10 @@ def record_symbolic(
         except Exception as error:  # whatever the model's own code raises
             if not program.adapt(error):
                 raise NotSymbolic(_model_failed(program, workload, error)) from error
+
+
+def _torch_for(program: Program) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if program.compiles else uncompiled()
 
 
 def _symbolic(program: Program, workload: Workload, attention: str, fold: bool) -> Trace:

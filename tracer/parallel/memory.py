@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..capture.records import OPTIMIZER, Parameter, Trace
 from ..cost import EFFICIENT, Ledger, price
@@ -108,26 +108,54 @@ def rank_memory(
     if gradients not in ("parameter", "fp32"):
         raise UserError(f"gradients={gradients!r}: choose parameter or fp32")
     headroom = headroom or Headroom()
-    trace = ledger.trace
-    weights = sum(s.nbytes for s in trace.storages if s.role == "weights" and s.born < 0)
-    live = timeline(trace, ledger.materialised).by_role
-    moving = [a + t for a, t in zip(live["activations"], live["temporary"], strict=True)]
-    saved = grads = state = shared = 0
+    trace, moving = ledger.trace, moving_of(ledger)
+    grads = state = 0
     if trace.header.get("phase") == "training":
-        turn = _first(trace, "backward", "recompute")
-        saved, shared = moving[turn], _from_weights(ledger, turn)
         kept, owned = _trained(trace, plan)
         grads = sum(p.numel * 4 if gradients == "fp32" else p.nbytes for p in kept)
         moments = 2 * _MOMENT_BYTES[plan.moments]
         state = sum(p.numel * (moments + (0 if p.dtype == "float32" else 4)) for p in owned)
-    end = _first(trace, OPTIMIZER)
-    held = in_flight * (saved - shared) + shared
-    # While one micro-batch runs, the others in flight hold what they saved.
-    working = max(max(moving[: end + 1]) - saved, max(moving[end:]) - held, 0)
+    held = in_flight * moving.saved + moving.shared
     return RankMemory(
-        weights=weights, gradients=grads, optimizer=state, activations=held,
-        working=working, kv=max(live["kv"], default=0), buffers=headroom.buffers,
-        reserve=round(headroom.reserve * capacity), capacity=int(capacity), shared=shared,
+        weights=moving.weights, gradients=grads, optimizer=state, activations=held,
+        working=max(moving.working, moving.update - held, 0), kv=moving.kv,
+        buffers=headroom.buffers, reserve=round(headroom.reserve * capacity),
+        capacity=int(capacity), shared=moving.shared,
+    )  # fmt: skip
+
+
+class Moving(NamedTuple):
+    """Bytes of a rank's program with one micro-batch in flight.
+
+    Attributes:
+        weights, kv: that it keeps, and its caches.
+        saved: for the backward, of this micro-batch alone; `shared`, the same for all of them.
+        working: the most in passing beside these, while the micro-batch runs.
+        update: the most in passing in the optimizer's step, when no activations are left.
+    """
+
+    weights: int
+    kv: int
+    saved: int
+    shared: int
+    working: int
+    update: int
+
+
+def moving_of(ledger: Ledger) -> Moving:
+    """What the program that `ledger` prices holds, and what comes and goes."""
+    trace = ledger.trace
+    weights = sum(s.nbytes for s in trace.storages if s.role == "weights" and s.born < 0)
+    live = timeline(trace, ledger.materialised).by_role
+    moving = [a + t for a, t in zip(live["activations"], live["temporary"], strict=True)]
+    saved = shared = 0
+    if trace.header.get("phase") == "training":
+        turn = _first(trace, "backward", "recompute")
+        saved, shared = moving[turn], _from_weights(ledger, turn)
+    end = _first(trace, OPTIMIZER)
+    return Moving(
+        weights, max(live["kv"], default=0), saved - shared, shared,
+        max(moving[: end + 1]) - saved, max(moving[end:], default=0),
     )  # fmt: skip
 
 

@@ -198,6 +198,11 @@ class Plan:
             found.append(f"attention_dp and CP={self.cp} both divide the tokens of a rank")
         if self.sequence_parallel and self.tp == 1:
             found.append("sequence_parallel divides tokens by TP, which is 1")
+        if training and self.zero >= 2 and self.recompute == "latent" and self.ranks_per_stage > 1:
+            found.append(
+                f"recompute=latent needs a layer's parameters when its backward runs, where "
+                f"zero={self.zero} has them no more: take zero=1, or recompute=selective or full"
+            )
         return found
 
     def illegal_chunks(self, seq: int) -> list[str]:

@@ -7,21 +7,21 @@ as the trace has them; which of the messages hide behind compute is for the call
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
 from ..cost import Kernel, Ledger
-from ..cost.dataflow import Dataflow
-from ..cost.fusion import FUSIBLE
 from ..cost.onepass import CAST
-from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, REDUCTION, Cost
+from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, Cost
 from ..machine import Timing, time_ledger
+from ..machine.roofline import KernelTime
 from ..parallel.expert_exchange import dispatch
 from ..parallel.expert_traffic import Routing, token_bytes
 from ..parallel.groups import Group
-from ..parallel.network import Network
+from ..parallel.network import NetTime, Network
+from .weight_ops import weight_gradients
 
 COMPUTE = ""
 DEEPEP_DTYPES = {"uint8": "fp8", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -61,6 +61,7 @@ class Passes:
         reduced: bytes of gradients that are summed over each axis ("dp", "edp", "stage").
         optimizer: seconds of the optimizer's kernels, as traced.
         launches: kernels.
+        made_of: the programs that this sums up, for whoever asks for their kernels.
     """
 
     forward: Chain = ()
@@ -72,6 +73,7 @@ class Passes:
     reduced: Mapping[str, float] = field(default_factory=dict)
     optimizer: float = 0.0
     launches: int = 0
+    made_of: tuple[Source, ...] = field(default=(), repr=False, compare=False)
 
     def seconds(self, direction: str, *, weight: bool | None = None) -> float:
         """Compute seconds of a direction: all, those of weight gradients, or all others."""
@@ -103,6 +105,7 @@ def joined(parts: Sequence[Passes]) -> Passes:
         reduced,
         sum(p.optimizer for p in parts),
         sum(p.launches for p in parts),
+        tuple(itertools.chain.from_iterable(p.made_of for p in parts)),
     )
 
 
@@ -134,6 +137,7 @@ def beyond(whole: Passes, part: Passes) -> Passes:
         max(whole.once - part.once, 0.0), 0.0, 0.0,
         whole.cost + negative * part.cost, reduced,
         max(whole.optimizer - part.optimizer, 0.0), max(whole.launches - part.launches, 0),
+        (*whole.made_of, *(source._replace(sign=-source.sign) for source in part.made_of)),
     )  # fmt: skip
 
 
@@ -168,30 +172,28 @@ class Links:
     kernel: str = "normal"
     skew: float = 1.0
 
-    def segment(self, message: Message) -> Segment:
-        """Seconds of a collective, all its launches together.
+    def time(self, message: Message) -> NetTime | None:
+        """One launch of a collective; None where it sends nothing of its own.
 
         The counts of rows and the FP32 scales of FP8 rows travel with the rows in DeepEP's kernels:
         they cost nothing of their own there.
         """
-        axis, dtype, launches = message.axis, message.dtype, message.launches
+        axis, dtype = message.axis, message.dtype
         group = self.groups.get(axis)
         if group is None or group.ranks == 1:
-            return Segment(axis, 0.0)
-        one = message.nbytes / launches
+            return None
+        one = message.nbytes / message.launches
         exchange = axis == "ep" and message.name == "all_to_all_single" and self.kernel != "nccl"
         if exchange and self.routing is not None:
             if dtype.startswith("int") or (dtype == "float32" and message.before == "uint8"):
-                return Segment(axis, 0.0)
+                return None
             precision = DEEPEP_DTYPES.get(dtype, "bf16")
             per = {"uint8": 1.0}.get(dtype, token_bytes(1, precision))
-            time = dispatch(
+            return dispatch(
                 self.network, one / (self.routing.top_k * per), 1, self.routing, group,
                 kernel=self.kernel, precision=precision, skew=self.skew,
             )  # fmt: skip
-        else:
-            time = self.network.time(_COLLECTIVES[message.name], one, group)
-        return Segment(axis, launches * float(time.seconds), sms=time.sms)
+        return self.network.time(_COLLECTIVES[message.name], one, group)
 
 
 _COLLECTIVES = {
@@ -203,8 +205,34 @@ _COLLECTIVES = {
 }  # fmt: skip
 
 
-class _Launch(NamedTuple):
-    """A kernel of a pass, or a message, in its place; `seconds` of all launches together."""
+class OpShare(NamedTuple):
+    """One op of a kernel: runs, FLOPs, bytes, how sure they are, its share of the seconds."""
+
+    module: str
+    op: str
+    times: int
+    flops: float
+    nbytes: float
+    confidence: str
+    share: float
+
+
+class Launch(NamedTuple):
+    """A kernel of a pass, or a message, in its place.
+
+    Attributes:
+        direction: forward or backward.
+        launches: of it.
+        message: None for a kernel.
+        seconds, slowed: of all launches, alone and while communication holds its SMs.
+        weight: whether it makes gradients of weights and of nothing else.
+        kind: of the kernel.
+        once: whether a step runs it once for all of its micro-batches.
+        phase: the op's own: what is computed again has one.
+        works: what it waits for once it has started, compute or memory.
+        start, peak: seconds until it has, and those of its products at the datasheet's peaks.
+        ops: what it runs.
+    """
 
     direction: str
     launches: int
@@ -214,6 +242,30 @@ class _Launch(NamedTuple):
     weight: bool = False
     kind: str = ""
     once: bool = False
+    phase: str = ""
+    works: str = ""
+    start: float = 0.0
+    peak: float = 0.0
+    ops: tuple[OpShare, ...] = ()
+
+
+class Piece(NamedTuple):
+    """A launch over a plan's links, as a stretch of a stream; `time` is one launch of a message,
+    None where it sends nothing of its own.
+    """
+
+    launch: Launch
+    segment: Segment
+    time: NetTime | None = None
+
+
+class Source(NamedTuple):
+    """A program within `Passes`, and what `Clocked.pieces` takes; `sign` is -1 if taken off."""
+
+    clocked: Clocked
+    links: Links
+    attention: float
+    sign: int = 1
 
 
 class Clocked:
@@ -228,8 +280,8 @@ class Clocked:
     def __init__(self, ledger: Ledger, network: Network, timing: Timing) -> None:
         chip = network.cluster.chip
         times = time_ledger(ledger, chip, timing)
-        alone = {id(k.kernel): k.total for k in times.kernels}
-        slowed = alone
+        timed = {id(k.kernel): k for k in times.kernels}
+        slowed = {kernel: k.total for kernel, k in timed.items()}
         if any(k.kind == COLLECTIVE for k in ledger.kernels):
             held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
             away = time_ledger(ledger, chip, held)
@@ -238,7 +290,7 @@ class Clocked:
         self.optimizer = 0.0
         self.hops = {FORWARD: 0.0, BACKWARD: 0.0}
         self.reduced: dict[str, float] = {}
-        self.launches: list[_Launch] = []
+        self.launches: list[Launch] = []
         weights, before = weight_gradients(ledger), ""
         for kernel in ledger.kernels:
             direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
@@ -247,16 +299,18 @@ class Clocked:
                 axis, nbytes = next(iter(kernel.cost.messages.items()))
                 if self._goes_through(kernel.name, axis, nbytes, direction):
                     message = Message(kernel.name, axis, nbytes, kernel.launches, dtype, before)
-                    self.launches.append(_Launch(direction, kernel.launches, message))
+                    self.launches.append(Launch(direction, kernel.launches, message))
                     before = dtype
             elif direction == OPTIMIZER:
-                self.optimizer += alone[id(kernel)]
+                self.optimizer += timed[id(kernel)].total
             else:
                 makes = direction == BACKWARD and all(p.op in weights for p in kernel.parts)
                 once = kernel.name == CAST and set(kernel.cost.read) == {"weights"}
-                self.launches.append(_Launch(
-                    direction, kernel.launches, None, alone[id(kernel)], slowed[id(kernel)],
-                    makes, kernel.kind, once,
+                time = timed[id(kernel)]
+                self.launches.append(Launch(
+                    direction, kernel.launches, None, time.total, slowed[id(kernel)], makes,
+                    kernel.kind, once, kernel.phase, time.works, min(time.launch, time.total),
+                    time.matrix, _ops(time, ledger),
                 ))  # fmt: skip
 
     def _goes_through(self, name: str, axis: str, nbytes: float, direction: str) -> bool:
@@ -278,23 +332,46 @@ class Clocked:
         """
         chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
         once, launches = 0.0, 0
-        for item in self.launches:
-            if item.message is not None:
-                chains[item.direction].append((links.segment(item.message), item.launches))
-                continue
-            launches += item.launches
-            factor = attention if item.kind == ATTENTION else 1.0
-            factor *= links.skew if item.kind == GROUPED_GEMM else 1.0
-            seconds, slowed = item.seconds * factor, item.slowed * factor
+        for item, segment, _ in self.pieces(links, attention=attention):
+            launches += item.launches if item.message is None else 0
             if item.once:
-                once += seconds if item.direction == FORWARD else 0.0
-                continue
-            segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
-            chains[item.direction].append((segment, item.launches))
+                once += segment.seconds if item.direction == FORWARD else 0.0
+            else:
+                chains[item.direction].append((segment, item.launches))
         return Passes(
             _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, self.hops[FORWARD],
             self.hops[BACKWARD], self.cost, self.reduced, self.optimizer, launches,
+            (Source(self, links, attention),),
         )  # fmt: skip
+
+    def pieces(self, links: Links, *, attention: float = 1.0) -> Iterator[Piece]:
+        """Kernels and messages of a micro-batch in order; `attention` as in `passes`."""
+        for item in self.launches:
+            if item.message is not None:
+                time, segment = links.time(item.message), Segment(item.message.axis, 0.0)
+                if time is not None:
+                    total = item.launches * float(time.seconds)
+                    segment = Segment(item.message.axis, total, sms=time.sms)
+                yield Piece(item, segment, time)
+                continue
+            factor = attention if item.kind == ATTENTION else 1.0
+            factor *= links.skew if item.kind == GROUPED_GEMM else 1.0
+            seconds, slowed = item.seconds * factor, item.slowed * factor
+            segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
+            yield Piece(item, segment)
+
+
+def _ops(time: KernelTime, ledger: Ledger) -> tuple[OpShare, ...]:
+    """What a kernel runs; its seconds go to its ops by their bytes."""
+    found = []
+    for place, part in enumerate(time.kernel.parts):
+        op = ledger.trace.ops[part.op]
+        share = time.seconds_of(place) / time.total if time.total else 0.0
+        found.append(OpShare(
+            part.module, op.overload_packet, op.times, part.cost.total_flops,
+            part.cost.total_bytes, part.confidence, share,
+        ))  # fmt: skip
+    return tuple(found)
 
 
 def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
@@ -328,30 +405,3 @@ def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
             elif s.seconds:
                 found.append(s)
     return tuple(found)
-
-
-def weight_gradients(ledger: Ledger) -> set[int]:
-    """Ops of the backward that serve gradients of weights alone: the products that write them, and
-    whatever only these read (operands turned round and rounded again).
-    """
-    trace = ledger.trace
-    priced = {p.op: k for k in ledger.kernels for p in k.parts}
-    flow = Dataflow(trace.ops)
-    gradients = {s for s, record in enumerate(trace.storages) if record.role == "gradients"}
-    found: set[int] = set()
-    readers: dict[int, list[int]] = {}
-    for index, op in enumerate(trace.ops):
-        for producer in flow.producers[index]:
-            if index in priced or op.name.startswith("_c10d"):
-                readers.setdefault(producer, []).append(index)
-    for index in range(len(trace.ops) - 1, -1, -1):
-        op = trace.ops[index]
-        kernel = priced.get(index)
-        if kernel is None or op.phase != BACKWARD or kernel.kind == COLLECTIVE:
-            continue
-        writes = {out.storage for out in op.outputs} | set(op.mutates)
-        after = [i for i in readers.get(index, ()) if trace.ops[i].phase == BACKWARD]
-        served = bool(after) and all(i in found for i in after)
-        if writes <= gradients or (served and kernel.kind in (*FUSIBLE, REDUCTION)):
-            found.add(index)
-    return found

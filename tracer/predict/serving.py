@@ -24,9 +24,10 @@ from ..parallel.memory import Headroom, RankMemory, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
+from .gpu_memory import GpuMemory
 from .imbalance import expert_skew
 from .passes import COMPUTE, Chain
-from .pipeline import GpuMemory, two_streams
+from .pipeline import two_streams
 from .program import Stages, stages_of
 from .structure import Block, Kernels
 
@@ -187,9 +188,7 @@ def predict_serving(
         plan, micro_batch=batch // assume.micro_batches, micro_batches=assume.micro_batches,
         schedule="1f1b", recompute="none", zero=0, chunks=1, moments="fp32",
     )  # fmt: skip
-    exchange = assume.exchange or ("low_latency" if phase == DECODE else "normal")
-    if assume.engine == "fused" and _is_reference(program):
-        assume = replace(assume, kernels=replace(assume.kernels, served=exchange))
+    assume = served(assume, program, phase)
     tokens = seq if phase == PREFILL else 1
     if plan.world > cluster.largest:
         raise UserError(
@@ -197,20 +196,17 @@ def predict_serving(
             f"{cluster.largest:,}"
         )
 
-    def stages_with(skew: float) -> Stages:
-        return stages_of(
-            program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
-            exchange=exchange, skew=skew, weights=assume.weights,
-        )  # fmt: skip
+    def stages_with(plan: Plan, skew: float) -> Stages:
+        return stages_for(program, plan, network, phase, assume, seq, context, skew)
 
-    if reasons := stages_with(1.0).illegal(plan):
+    if reasons := stages_with(plan, 1.0).illegal(plan):
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
     skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
-    stages = stages_with(skew)
+    stages = stages_with(plan, skew)
     blocks = stages.blocks()
-    spans = [_span(b, assume, phase) for b in blocks]
+    spans = [span(b, assume, phase) for b in blocks]
     hop = _hops(blocks, plan, network)
-    memory = _memory(blocks, assume, cluster)
+    memory = max(memories(blocks, assume, cluster), key=lambda m: m.total)
     host = sum(s[3] for s in spans)
     step = ServingStep(
         program.name, phase, plan, cluster, batch, seq, context,
@@ -235,18 +231,34 @@ def predict_serving(
     unit = unit if phase == DECODE else 1
 
     def fits(number: int) -> RankMemory:
-        mine = replace(plan, micro_batch=number * unit)
-        found = stages_of(
-            program, mine, network, assume.kernels, phase=phase, seq=seq, context=context,
-            exchange=exchange, skew=skew, weights=assume.weights,
-        ).blocks()  # fmt: skip
-        m = _memory(found, assume, cluster)
+        found = stages_with(replace(plan, micro_batch=number * unit), skew).blocks()
+        m = max(memories(found, assume, cluster), key=lambda m: m.total)
         return RankMemory(
             int(m.weights), 0, 0, int(m.activations), int(m.working), 0, int(m.buffers),
             int(m.reserve), int(m.capacity),
         )  # fmt: skip
 
     return replace(step, largest_batch=largest(fits, most=1 << 16) * unit * assume.micro_batches)
+
+
+def served(assume: Serving, program: Program, phase: str) -> Serving:
+    """With the exchange and the kernels that the phase runs."""
+    exchange = assume.exchange or ("low_latency" if phase == DECODE else "normal")
+    kernels = assume.kernels
+    if assume.engine == "fused" and _is_reference(program):
+        kernels = replace(kernels, served=exchange)
+    return replace(assume, kernels=kernels, exchange=exchange)
+
+
+def stages_for(
+    program: Program, plan: Plan, network: Network, phase: str, assume: Serving, seq: int,
+    context: int, skew: float,
+) -> Stages:  # fmt: skip
+    """The stages that a server runs; `assume` as `served` has it."""
+    return stages_of(
+        program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
+        exchange=assume.exchange or "normal", skew=skew, weights=assume.weights,
+    )  # fmt: skip
 
 
 def _is_reference(program: Program) -> bool:
@@ -262,8 +274,8 @@ def _streams(assume: Serving, phase: str) -> str:
     return f"two micro-batches, one computes while the other is on the wire: {how}"
 
 
-def _span(block: Block, assume: Serving, phase: str) -> tuple[float, float, float, float]:
-    """Seconds, exposed communication, compute and host seconds of one stage."""
+def span(block: Block, assume: Serving, phase: str) -> tuple[float, float, float, float]:
+    """Seconds, exposed communication, compute and host seconds of one stage, as it runs."""
     passes = block.passes
     host = assume.kernels.timing.host * passes.launches * assume.micro_batches
     if assume.micro_batches == 2:
@@ -298,17 +310,16 @@ def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:
     return sum(float(network.send(b.passes.hop, group).seconds) for b in blocks[:-1])
 
 
-def _memory(blocks: list[Block], assume: Serving, cluster: Cluster) -> GpuMemory:
-    """Of the fullest stage; caches stand under activations."""
+def memories(blocks: list[Block], assume: Serving, cluster: Cluster) -> list[GpuMemory]:
+    """By stage; caches stand under activations."""
     capacity = float(cluster.chip.memory_given)
-    found = [
+    return [
         GpuMemory(
             b.weights, 0.0, 0.0, b.kv * assume.micro_batches, b.working * assume.micro_batches,
             assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
         )
         for b in blocks
     ]  # fmt: skip
-    return max(found, key=lambda m: m.total)
 
 
 def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:

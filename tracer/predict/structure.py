@@ -11,26 +11,22 @@ What this leaves out is the kernels that would fuse across two layers;
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..capture.collector import without_collector
-from ..capture.records import Trace
-from ..cost import Conventions, Ledger, price
-from ..cost.joined import joined as joined_products
-from ..cost.onepass import one_pass
-from ..cost.routed import served
+from ..collector import without_collector
+from ..cost import Ledger
 from ..errors import UserError
-from ..machine import Timing
 from ..parallel.expert_traffic import Routing
 from ..parallel.groups import Group, strided
-from ..parallel.memory import rank_memory
+from ..parallel.memory import Moving, moving_of
 from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import rank_trace, sizes_of
 from ..parallel.sizes import Sizes
 from .kept import kept_in_fp8
+from .kernels import Kernels
 from .passes import Clocked, Links, Passes, beyond, joined
 
 if TYPE_CHECKING:
@@ -41,56 +37,12 @@ EMBEDDING, DENSE, EXPERTS, HEAD = "embedding", "dense", "experts", "head"
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """What is assumed of the kernels of a plan, each a named input.
-
-    Attributes:
-        timing: of the chip. Rows found by index move with vector loads by default, as in the
-            permutations that expert-parallel systems use.
-        casts: "one_pass", FP8 casts read their source once (see `cost.onepass`), or "traced".
-        conventions: how FLOPs and bytes are counted.
-        served: as serving engines run a forward, around an exchange of experts ("normal",
-            "low_latency", "nccl"): see `cost.joined` and `cost.routed`. None: as traced.
-    """
-
-    timing: Timing = field(default_factory=lambda: Timing(rows="vector"))
-    casts: str = "one_pass"
-    conventions: Conventions = field(default_factory=Conventions)
-    served: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.casts not in ("one_pass", "traced"):
-            raise UserError(f"casts={self.casts!r}: choose one_pass or traced")
-
-    def ledger(self, trace: Trace) -> Ledger:
-        """The ledger of a trace under these assumptions."""
-        ledger = price(trace, self.conventions)
-        ledger = one_pass(ledger) if self.casts == "one_pass" else ledger
-        if self.served is not None:
-            ledger = served(joined_products(ledger), self.served)
-        return ledger
-
-    def notes(self) -> list[str]:
-        """A line each."""
-        lines = self.timing.notes()
-        if self.casts == "one_pass":
-            lines.append("FP8 casts read their source once, transposed or not")
-        if self.served is not None:
-            lines.append(
-                "products of one tensor are one, a router behind its product is one kernel"
-            )
-        if self.served in ("normal", "low_latency"):
-            how = "gathers and sums" if self.served == "normal" else "rounds, sorts and sums"
-            lines.append(f"DeepEP's {self.served.replace('_', '-')} kernels {how} rows themselves")
-        return lines
-
-
-@dataclass(frozen=True)
 class Block:
     """One layer (or what is at an end) of a rank.
 
     Bytes, of one micro-batch where it matters: `weights`, `saved` for the backward, `shared` of
-    what is saved but the same for all micro-batches (weights in FP8), `working` beside these, `kv`.
+    what is saved but the same for all micro-batches (weights in FP8), `working` beside these, `kv`;
+    `update` comes and goes in the optimizer's step, when nothing is saved any more.
     `parameters`: elements by axis over which their gradients are summed.
     """
 
@@ -102,6 +54,7 @@ class Block:
     kv: float = 0.0
     parameters: Mapping[str, float] = field(default_factory=dict)
     master: float = 4.0  # bytes an element of FP32 master weights: none for FP32 parameters
+    update: float = 0.0
 
     def minus(self, other: Block) -> Block:
         """What this one has more than `other`."""
@@ -111,7 +64,7 @@ class Block:
         return Block(
             beyond(self.passes, other.passes), max(self.weights - other.weights, 0.0),
             max(self.saved - other.saved, 0.0), max(self.shared - other.shared, 0.0),
-            self.working, max(self.kv - other.kv, 0.0), parameters, self.master,
+            self.working, max(self.kv - other.kv, 0.0), parameters, self.master, self.update,
         )  # fmt: skip
 
 
@@ -125,8 +78,14 @@ def together(blocks: list[Block]) -> Block:
         joined([b.passes for b in blocks]),
         sum(b.weights for b in blocks), sum(b.saved for b in blocks),
         sum(b.shared for b in blocks), max(b.working for b in blocks), sum(b.kv for b in blocks),
-        parameters, max(b.master for b in blocks),
+        parameters, max(b.master for b in blocks), max(b.update for b in blocks),
     )  # fmt: skip
+
+
+def each(blocks: Sequence[Block], value: Callable[[Block], float]) -> tuple[float, ...]:
+    """`value` of every stage's block, found once for stages that are alike and share theirs."""
+    known = {key: value(block) for key, block in {id(b): b for b in blocks}.items()}
+    return tuple(known[id(b)] for b in blocks)
 
 
 class Structure:
@@ -156,6 +115,7 @@ class Structure:
         self.kernels, self.exchange, self.skew = kernels, exchange, skew
         self.workload = replace(workload, batch=plan.micro_batch)
         self.sizes = sizes_of(program)
+        self._blocks: dict[str, Block] = {}
 
     def stage(self, stage: int) -> Block:
         """Everything of a stage."""
@@ -182,6 +142,11 @@ class Structure:
 
     def block(self, kind: str) -> Block:
         """One block, from the cache where its structure has been there."""
+        if kind not in self._blocks:
+            self._blocks[kind] = self._found(kind)
+        return self._blocks[kind]
+
+    def _found(self, kind: str) -> Block:
         plan = self.plan
         if kind == HEAD:
             return self._of(HEAD).minus(self._of(DENSE))
@@ -234,11 +199,14 @@ def routing_of(program: ReferenceProgram, plan: Plan) -> Routing | None:
 
 
 def _cut(plan: Plan, ep: int) -> Plan:
-    """What of a plan shows in one layer; as few replicas as its expert groups need."""
-    dp = 1
+    """What of a plan shows in one layer; as few replicas as its expert groups need.
+
+    Where the backward reduces or gathers over data ranks, experts need a second group of them too.
+    """
+    dp, inner = 1, plan.tp * plan.cp
     if plan.dp > 1:
         dp = 2
-        while (plan.tp * plan.cp * dp) % ep and dp < plan.dp:
+        while dp < plan.dp and ((inner * dp) % ep or (plan.zero >= 2 and inner * dp == ep)):
             dp += 1
     return replace(
         plan, ep=ep, dp=dp, pp=1, chunks=1, schedule="1f1b", moments="fp32",
@@ -255,7 +223,7 @@ def _measured(
 ) -> Block:  # fmt: skip
     clocked, held = _clocked(program, workload, cut, kind, network, kernels)
     links = Links(network, dict(groups), routing_of(program, cut), exchange, skew)
-    return held.block(clocked.passes(links))
+    return held.block(clocked.passes(links), {axis: group.ranks for axis, group in groups})
 
 
 @functools.lru_cache(maxsize=256)
@@ -295,47 +263,57 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
 
 
 class Held(NamedTuple):
-    """What a rank's program holds, with one micro-batch in flight: a block without its seconds."""
+    """What a rank's program holds, with one micro-batch in flight: a block without its seconds.
 
-    weights: float
-    saved: float
-    shared: float
-    working: float
-    kv: float
+    `sliced`: bytes of weights by the axis over which ZeRO 3 slices them, as if whole. `rest`: the
+    axis over which gradients are summed that no message of the trace shows, `numel` elements.
+    """
+
+    moving: Moving
+    sliced: Mapping[str, float]
+    slices: float
     master: float
     training: bool
     zero: int
-    rest: str  # the axis over which gradients are summed that no message of the trace shows
+    rest: str
     itemsize: float
     numel: float
 
-    def block(self, passes: Passes) -> Block:
-        """The block that runs `passes`."""
+    def block(self, passes: Passes, ranks: Mapping[str, int] | None = None) -> Block:
+        """The block that runs `passes`; `ranks` by axis where they are not those of the trace."""
         count: dict[str, float] = {}
         if self.training:
             count = {axis: nbytes / self.itemsize for axis, nbytes in passes.reduced.items()}
-            left = self.numel - sum(count.values())
-            if self.zero <= 1 and left > 0:
+            left = self.numel - (sum(count.values()) if self.zero <= 1 else 0.0)
+            if left > 0:
                 count[self.rest] = count.get(self.rest, 0.0) + left
+        m, weights = self.moving, float(self.moving.weights)
+        if self.sliced and ranks is not None:
+            weights += sum(n / ranks[axis] for axis, n in self.sliced.items()) - self.slices
         return Block(
-            passes, self.weights, self.saved, self.shared, self.working, self.kv, count, self.master
+            passes, weights, m.saved, m.shared, m.working, m.kv, count, self.master, m.update
         )
 
 
 def held_by(ledger: Ledger, cut: Plan) -> Held:
     """The bytes and parameters of a ledger's rank."""
-    memory = rank_memory(ledger, cut, 0)
-    trace = ledger.trace
-    training = trace.header.get("phase") == "training"
+    trace, ranks = ledger.trace, cut.groups(0)
     trained = [p for p in trace.parameters if p.trainable and not p.buffer]
-    whole = [p for p in trained if not p.name.rpartition(".")[2].startswith("shard_")]
-    shared = memory.shared if training else 0
+    sliced: dict[str, float] = {}
+    slices, numel = 0.0, 0
+    for p in trained:
+        name = p.name.rpartition(".")[2]
+        if not name.startswith("shard_"):
+            numel += p.numel
+        elif cut.zero == 3:
+            axis = name.split("_")[1]
+            slices += p.nbytes
+            sliced[axis] = sliced.get(axis, 0.0) + p.nbytes * len(ranks[axis])
     fp32 = all(p.dtype == "float32" for p in trained) and trained
     return Held(
-        memory.weights, memory.activations - shared, shared, memory.working, memory.kv,
-        0.0 if fp32 else 4.0, training, cut.zero, "edp" if cut.ep > 1 else "dp",
-        max((p.nbytes // max(p.numel, 1) for p in trained), default=2),
-        sum(p.numel for p in whole),
+        moving_of(ledger), sliced, slices, 0.0 if fp32 else 4.0,
+        trace.header.get("phase") == "training", cut.zero, "edp" if cut.ep > 1 else "dp",
+        max((p.nbytes // max(p.numel, 1) for p in trained), default=2), numel,
     )  # fmt: skip
 
 

@@ -29,10 +29,13 @@ from ..parallel.schedules import (
     simulate,
 )
 from .assumptions import Assumptions, Overlap
+from .data_ranks import DataRanks
+from .gpu_memory import GpuMemory, fullest
 from .imbalance import expert_skew
 from .money import Money
-from .pipeline import V_SHAPED, Breakdown, GpuMemory, Timed, free_stages
+from .pipeline import V_SHAPED, Timed, free_stages
 from .program import Stages, stages_of
+from .time_shares import Breakdown, Shares
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -162,7 +165,8 @@ def training_memory(
         exchange=assume.exchange, kept=assume.kept,
     )  # fmt: skip
     plan, schedule = check(plan, network.cluster, stages, whole=False)
-    return Timed(plan, network, schedule, stages.blocks(), assume).memory()
+    data = DataRanks(plan, network, schedule.copies, assume)
+    return fullest(schedule, stages.blocks(), data, assume)
 
 
 def predict_training(
@@ -203,16 +207,17 @@ def predict_training(
     even = timed
     if detail and skew > 1:
         even = Timed(plan, network, schedule, stages_with(1.0).blocks(), assume)
-    memory = timed.memory()
+    memory = fullest(schedule, blocks, timed.data, assume)
     pipeline = timed.pipeline
-    ends = timed.ends()
+    ends = timed.data.ends(schedule, blocks)
+    shares = Shares(timed) if detail else None
     seconds = pipeline.seconds + sum(ends)
     flops, full = stages.flops()
     money = money or Money(cluster.chip_hour)
     return TrainingStep(
         program.name, plan, cluster, seq, seconds,
-        timed.breakdown(ends, pipeline.seconds - even.pipeline.seconds) if detail else None,
-        {**timed.slots(), "data": ends[0], "optimizer": ends[1] + ends[2]} if detail else {},
+        shares.breakdown(ends, pipeline.seconds - even.pipeline.seconds) if shares else None,
+        {**shares.slots(), "data": ends[0], "optimizer": ends[1] + ends[2]} if shares else {},
         pipeline, memory, flops, full,
         float(cluster.chip.peak_for("bf16")), "bf16", skew, money,
         tuple(dict.fromkeys([
@@ -220,7 +225,7 @@ def predict_training(
             *stages.notes(), f"expert imbalance: busiest rank {skew:.3f} of the mean",
         ])),
         memory.shortage,
-        timed.stage_rows() if detail else (), timed.durations,
+        shares.stage_rows() if shares else (), timed.durations,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .figures import SMALL, legend, plain_ticks
 from .palette import GRID, INK, ON_COLOUR, OTHER, WAITS
-from .text import size
+from .text import seconds, size
 
 
 def draw_shares(
@@ -87,6 +87,33 @@ def draw_held(
     axes.set_xlabel("GB held at the worst moment (1 GB = 1e9 bytes)")
     axes.set_title("Memory that a step holds", fontsize=10)
     axes.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def draw_stacked(
+    figure: Any, bars: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, str],
+    label: str, title: str,
+) -> None:  # fmt: skip
+    """Seconds, a bar a row, its pieces one behind the other; the sum stands at the end.
+
+    `colours` by piece, also their order; `label` of the axis, with its unit.
+    """
+    axes = figure.add_subplot()
+    names = [n for n in colours if any(values.get(n) for _, values in bars)]
+    left = [0.0] * len(bars)
+    for name in names:
+        widths = [values.get(name, 0.0) for _, values in bars]
+        axes.barh(range(len(bars)), widths, 0.7, left=left, color=colours[name], label=name)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    most = max(left, default=0.0) or 1.0
+    for row, end in enumerate(left):
+        axes.text(end + most * 0.01, row, seconds(end), va="center", fontsize=SMALL)
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=SMALL)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, most * 1.15)
+    axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize=10)
+    figure.legend(fontsize=SMALL, loc="outside lower center", ncols=3, frameon=False)
 
 
 def draw_curves(

@@ -68,13 +68,23 @@ class Table:
                 )
 
 
+class Drawing(NamedTuple):
+    """`function` of an empty matplotlib figure and `arguments`: what another process can draw."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+    def __call__(self, figure: Any) -> None:
+        self.function(figure, *self.arguments)
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A drawing; `draw` gets an empty matplotlib figure. `caption` says what there is to see."""
+    """A drawing in an empty figure. `caption` says what there is to see."""
 
     name: str
     caption: str
-    draw: Callable[[Any], None]
+    draw: Drawing
     size: tuple[float, float] = (8.0, 4.8)  # inches
 
 

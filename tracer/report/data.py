@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .blocks import Section, Table, blocks_of
-from .document import as_document
-from .summary import Study
+from .report import Report
 from .units import UNITS
 
 
@@ -38,9 +37,9 @@ def as_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
-def full_document(study: Study, sections: Sequence[Section]) -> dict[str, Any]:
+def full_document(report: Report) -> dict[str, Any]:
     """`report.json`: the document of `--json`, with every table of the report."""
-    return as_document(study) | {
+    return dict(report.document) | {
         "tables": {
             table.name: {
                 "caption": table.caption,
@@ -52,7 +51,7 @@ def full_document(study: Study, sections: Sequence[Section]) -> dict[str, Any]:
                 "rows": [list(row) for row in _rows(table)],
                 "total": None if table.total is None else list(table.total),
             }
-            for table in tables_of(sections)
+            for table in tables_of(report.sections)
         }
     }  # fmt: skip
 

@@ -9,11 +9,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .report import Report
 from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
 from .text import plural
+
+if TYPE_CHECKING:
+    from .pictures import Helper
 
 
 def check_folder(out: str) -> Path:
@@ -37,38 +42,36 @@ def check_folder(out: str) -> Path:
     return path
 
 
-def write(study: Study, out: Path) -> list[Path]:
+def write(report: Report, out: Path, helper: Helper | None = None) -> list[Path]:
     """Everything of `--out`, data before pictures, the page last; returns the paths.
 
-    `report.json`, `ops.csv`, `tables/*.csv`, `report.md`, `figures/*.svg` and `.png`,
-    `report.html`. What fails midway leaves what was written before it.
+    `report.json`, the report's own files (`ops.csv`, say), `tables/*.csv`, `report.md`,
+    `figures/*.svg` and `.png`, `report.html`. What fails midway leaves what was written before it.
+    `helper`: another process, to draw some of the figures.
     """
     from . import html, markdown
     from .data import as_csv, full_document, tables_of
-    from .pictures import draw_all
-    from .sections import build
+    from .pictures import Pictures
 
     try:
         for folder in (out, out / "tables", out / "figures"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
-    sections = build(study)
-    document = json.dumps(full_document(study, sections), indent=1) + "\n"
-    written = [
-        write_whole(out / "report.json", document),
-        write_whole(out / "ops.csv", ops_csv(study)),
-    ]
-    for table in tables_of(sections):
+    drawn = Pictures(report.sections, helper)
+    document = json.dumps(full_document(report), indent=1) + "\n"
+    written = [write_whole(out / "report.json", document)]
+    written += [write_whole(out / name, make()) for name, make in report.files.items()]
+    for table in tables_of(report.sections):
         written.append(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
-    written.append(write_whole(out / "report.md", markdown.render(study, sections)))
+    written.append(write_whole(out / "report.md", markdown.render(report)))
     pictures = {}
-    for picture in draw_all(sections):
+    for picture in drawn:
         pictures[picture.name] = picture
         for ending, content in (("svg", picture.svg.encode()), ("png", picture.png)):
             path = out / "figures" / f"{picture.name}.{ending}"
             written.append(write_whole(path, functools.partial(_bytes, content)))
-    written.append(write_whole(out / "report.html", html.render(study, sections, pictures)))
+    written.append(write_whole(out / "report.html", html.render(report, pictures)))
     return written
 
 

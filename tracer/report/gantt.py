@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from ..parallel.schedules import Timeline
+from ..parallel.schedules import Schedule, Timeline
 from ..parallel.schedules.schedule import WORDS
 from .figures import empty, plain_style
+from .palette import EMPTY
 
 _COLOURS = {"F": "#2f6f9f", "B": "#c8963e", "I": "#3f9488", "W": "#7d9a4b", "send": "#777777"}
 _LABELS = {**WORDS, "send": "sending, nothing computed"}
 _BAR = 0.84  # of a rank's height
+_MANY = 1500  # bars, from which an SVG of them is too large for a page
 _ROOM = 0.11  # inches that a number of two digits takes
 
 
@@ -36,41 +38,56 @@ def gantt(timeline: Timeline, path: Path) -> None:
     Raises:
         UserError: a format that cannot be drawn.
     """
-    schedule, step = timeline.schedule, timeline.step
-    width = min(24.0, max(9.0, 2 + 0.22 * max(map(len, schedule.actions))))
-    scale, unit = _unit(step.seconds)
     with plain_style():
-        figure = empty((width, 1.9 + 0.36 * schedule.ranks))
-        axes = figure.add_subplot()
+        figure = empty(size_of(timeline.schedule))
         known = figure.canvas.get_supported_filetypes()
         if path.suffix.removeprefix(".").lower() not in known:
             raise UserError(f"cannot draw {path.name!r}; suffixes: {', '.join(sorted(known))}")
-        rows: dict[_Row, list[tuple[float, float]]] = defaultdict(list)
-        for rank in range(schedule.ranks):
-            _collect(timeline, rank, rows, axes, scale, step.seconds * _ROOM / width)
-        legend: dict[str, Any] = {}
-        for row, spans in sorted(rows.items(), key=lambda item: _rank_of_colour(item[0])):
-            bars = axes.broken_barh(
-                spans, (row.top, row.height), facecolors=_COLOURS[row.kind],
-                alpha=0.5 if row.pale else 1.0, edgecolor="white", linewidth=0.4,
-            )  # fmt: skip
-            text = _LABELS[row.kind] + (", rank's further stages" if row.pale else "")
-            legend.setdefault(text, bars)
-        axes.set_xlim(0, step.seconds * scale)
-        axes.set_ylim(schedule.ranks - 0.5, -0.5)
-        axes.set_yticks(range(schedule.ranks))
-        axes.set_ylabel("pipeline rank")
-        axes.set_xlabel(f"time since the start of the step, {unit}")
-        axes.set_facecolor("#f2f2f2")
-        axes.set_title(
-            f"{schedule}: {step.seconds * scale:.4g} {unit} a step, {step.bubble_share:.1%} bubble",
-            fontsize=10,
-        )
-        figure.legend(
-            list(legend.values()), list(legend), loc="outside lower center", fontsize=8,
-            ncols=min(len(legend), 4), frameon=False,
-        )  # fmt: skip
+        draw(figure, timeline)
         figure.savefig(path, dpi=150)
+
+
+def size_of(schedule: Schedule) -> tuple[float, float]:
+    """Inches that a chart of it wants."""
+    width = min(24.0, max(9.0, 2 + 0.22 * max(map(len, schedule.actions))))
+    return width, 1.9 + 0.36 * schedule.ranks
+
+
+def draw(figure: Any, timeline: Timeline) -> None:
+    """The chart into an empty figure. Bars of a long schedule become one picture in an SVG."""
+    schedule, step = timeline.schedule, timeline.step
+    width = figure.get_figwidth()
+    scale, unit = _unit(step.seconds)
+    axes = figure.add_subplot()
+    rows: dict[_Row, list[tuple[float, float]]] = defaultdict(list)
+    for rank in range(schedule.ranks):
+        _collect(timeline, rank, rows, axes, scale, step.seconds * _ROOM / width)
+    many = sum(map(len, rows.values())) > _MANY
+    for number in axes.texts:
+        number.set_rasterized(many)
+    legend: dict[str, Any] = {}
+    for row, spans in sorted(rows.items(), key=lambda item: _rank_of_colour(item[0])):
+        bars = axes.broken_barh(
+            spans, (row.top, row.height), facecolors=_colour(row),
+            edgecolor="white", linewidth=0.1 if many else 0.4,
+            rasterized=many,
+        )  # fmt: skip
+        text = _LABELS[row.kind] + (", rank's further stages" if row.pale else "")
+        legend.setdefault(text, bars)
+    axes.set_xlim(0, step.seconds * scale)
+    axes.set_ylim(schedule.ranks - 0.5, -0.5)
+    axes.set_yticks(range(schedule.ranks))
+    axes.set_ylabel("pipeline rank")
+    axes.set_xlabel(f"time since the start of the step, {unit}")
+    axes.set_facecolor(EMPTY)
+    axes.set_title(
+        f"{schedule}: {step.seconds * scale:.4g} {unit} a step, {step.bubble_share:.1%} bubble",
+        fontsize=10,
+    )
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside lower center", fontsize=8,
+        ncols=min(len(legend), 4), frameon=False,
+    )  # fmt: skip
 
 
 def _collect(timeline: Timeline, rank: int, rows: dict[_Row, list[tuple[float, float]]],
@@ -87,11 +104,19 @@ def _collect(timeline: Timeline, rank: int, rows: dict[_Row, list[tuple[float, f
                 axes.text(
                     (slot.start + slot.end) / 2 * scale, row.top + height / 2, part.microbatch,
                     ha="center", va="center", fontsize=6 if height == _BAR else 5,
-                    color="#222222" if row.pale else "white",
+                    color="#333333" if row.pale else "white",
                 )  # fmt: skip
         if slot.free > slot.end:
             row = _Row(False, "send", rank - _BAR / 2, _BAR)
             rows[row].append((slot.end * scale, (slot.free - slot.end) * scale))
+
+
+def _colour(row: _Row) -> str:
+    """Its kind's, mixed with white if it is pale: on a dark page it stays what it is."""
+    full = _COLOURS[row.kind]
+    if not row.pale:
+        return full
+    return "#" + "".join(f"{(int(full[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
 
 
 def _rank_of_colour(row: _Row) -> tuple[bool, int, float]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blocks import Block, Diagram, Figure, Formula, Section, Table, Text, placed
+from .blocks import Block, Diagram, Figure, Formula, Table, Text, placed
 from .flow import draw
-from .page import payload
 from .pictures import Picture
-from .summary import Study
+from .report import Report
 from .units import UNITS, show
 
 if TYPE_CHECKING:
@@ -23,11 +22,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _LONG = 36  # characters of a name, from which it may break
 _MID = 16  # of one that should not break at every word
 _WIDE = 60  # characters of a cell that wants room
-_SCRIPTS = ("core.js", "tables.js", "closed.js", "roofline.js", "timeline.js", "tree.js")
+_SCRIPTS = ("page.js", "tables.js")
+_EXPLORER = ("core.js", "closed.js", "roofline.js", "timeline.js", "tree.js")
 
 
-def render(study: Study, sections: Sequence[Section], pictures: Mapping[str, Picture]) -> str:
-    """The page: report, figures and explorer in one document."""
+def render(report: Report, pictures: Mapping[str, Picture]) -> str:
+    """The page: report, figures and, if there is one, the explorer in one document."""
     import jinja2
     from markupsafe import Markup
 
@@ -42,13 +42,16 @@ def render(study: Study, sections: Sequence[Section], pictures: Mapping[str, Pic
         undefined=jinja2.StrictUndefined,
     )
     template = environment.get_template("report.html.j2")
+    explorer = report.explorer
     return template.render(
-        study=study,
-        items=list(placed(sections)),
-        body=lambda block: Markup(_block(block, pictures)),
+        report=report,
+        name=re.sub(r"[`*]", "", report.title),
+        inline=lambda text: Markup(inline(text)),
+        items=list(placed(report.sections)),
+        body=lambda block: Markup(_block(block, pictures, explorer is not None)),
         css=read("report.css"),
-        scripts=[read(name) for name in _SCRIPTS],
-        data=Markup(embedded(payload(study))),
+        scripts=[read(name) for name in (*_SCRIPTS, *(_EXPLORER if explorer else ()))],
+        data=Markup(embedded(explorer())) if explorer else None,
     )
 
 
@@ -65,11 +68,12 @@ def inline(text: str) -> str:
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
 
 
-def _block(block: Block, pictures: Mapping[str, Picture]) -> str:
+def _block(block: Block, pictures: Mapping[str, Picture], leads: bool) -> str:
+    """`leads`: whether names of modules and ops lead to the explorer."""
     if isinstance(block, Text):
         return _text(block.text)
     if isinstance(block, Table):
-        return _table(block)
+        return _table(block, leads)
     if isinstance(block, Figure):
         svg = pictures[block.name].inline
         return f'<figure id="figure-{block.name}">{svg}{_caption(block)}</figure>'
@@ -92,15 +96,15 @@ def _text(text: str) -> str:
     return f"<p>{inline(text)}</p>"
 
 
-def _table(block: Table) -> str:
+def _table(block: Table, leads: bool) -> str:
     columns = block.columns
     heads = "".join(
         f'<th scope="col" class="{_kind(c.unit)}" title="{html.escape(UNITS[c.unit].meaning)}">'
         f"{html.escape(c.header)}</th>"
         for c in columns
     )
-    rows = "".join(f"<tr>{_cells(block, row)}</tr>" for row in block.rows)
-    total = f"<tfoot><tr>{_cells(block, block.total)}</tr></tfoot>" if block.total else ""
+    rows = "".join(f"<tr>{_cells(block, row, leads)}</tr>" for row in block.rows)
+    total = f"<tfoot><tr>{_cells(block, block.total, False)}</tr></tfoot>" if block.total else ""
     return (
         f'<div class="table" id="table-{block.name}"><p class="caption">{inline(block.caption)} '
         f'<a class="csv" href="tables/{block.name}.csv">CSV</a></p><div class="scroll"><table>'
@@ -108,7 +112,7 @@ def _table(block: Table) -> str:
     )
 
 
-def _cells(block: Table, row: tuple[Any, ...]) -> str:
+def _cells(block: Table, row: tuple[Any, ...], leads: bool) -> str:
     found = []
     for value, column in zip(row, block.columns, strict=True):
         unit = UNITS[column.unit]
@@ -116,7 +120,7 @@ def _cells(block: Table, row: tuple[Any, ...]) -> str:
         if unit.number:
             raw = "" if value is None else f' data-v="{float(value)!r}"'
             found.append(f'<td class="n"{raw}>{html.escape(text)}</td>')
-        elif column.unit in ("module", "op") and value:
+        elif leads and column.unit in ("module", "op") and value:
             long = " long" if len(text) > _LONG else ""
             found.append(
                 f'<td><button class="trace{long}" data-{column.unit}="{html.escape(str(value))}">'

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .blocks import Block, Diagram, Figure, Formula, Section, Table, Text, code, placed
-from .summary import Study
+from .blocks import Block, Diagram, Figure, Formula, Table, Text, code, placed
+from .report import Report
 from .units import UNITS, show
 
 
-def render(study: Study, sections: Sequence[Section], figures: str = "figures") -> str:
+def render(report: Report, figures: str = "figures") -> str:
     """The report; `figures` is the folder that the pictures are in."""
-    lines = [f"# What limits {code(study.name)}", "", f"Made by {code(study.command)}.", ""]
-    items = list(placed(sections))
+    lines = [f"# {report.title}", "", report.lead, "", f"Made by {code(report.command)}.", ""]
+    items = list(placed(report.sections))
     lines += [
         f"{'  ' * (item.depth - 1)}* [{item.number} {item.section.title}](#{_anchor(item)})"
         for item in items

@@ -25,3 +25,15 @@ OTHER = "#6e7480"
 INK = "#222222"  # text and axes: becomes the page's own colour there
 GRID = "#dddddd"
 ON_COLOUR = "#fefefe"  # text on a bar, on either ground
+EMPTY = "#f2f2f2"  # where nothing is drawn: becomes the page's panel there
+# Of a plan: parts of a step, what its compute waits for, its messages.
+STEP = {
+    "compute": WAITS["compute"], "exposed communication": WAITS["network"],
+    "pipeline bubble": OTHER, "optimizer": ROLES["optimizer"],
+    "between stages": ROLES["gradients"], "waiting for the host": CATEGORIES["head"],
+}  # fmt: skip
+COMPUTE = {
+    "compute units": "#d9825f", "memory": WAITS["memory"], "kernels to start": PHASES["forward"],
+    "gradients to be added up": "#9cc2de", "SMs that messages hold": "#e8bfae",
+}  # fmt: skip
+MESSAGES = {"exposed": WAITS["network"], "behind compute": "#9ccbab"}

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from ..predict.money import Money
 from ..predict.serving import ServingStep
 from ..predict.training import TrainingStep
 from ..study.plans import Found
 from . import text
+from .blocks import Table, Text
+
+if TYPE_CHECKING:
+    from .plan_sides import PlanSide
+    from .plan_study import PlanStudy
 
 SLOTS = {"F": "forward (1F)", "I": "input gradient (1B)", "W": "weight gradient (1W)",
          "F&B": "forward with backward (1F1B)"}  # fmt: skip
 
 
-def render(step: TrainingStep | ServingStep, *, verbose: bool = False, advice: str = "") -> str:
-    """The plan's table; `advice` says what would make a training plan fit that does not.
+def render(
+    step: TrainingStep | ServingStep, *, verbose: bool = False, advice: str = "",
+    money: Money | None = None,
+) -> str:  # fmt: skip
+    """The plan's table; `advice` says what would make a training plan fit that does not, `money`
+    what a server's tokens cost.
 
     What does not fit has no throughput: its seconds are marked as hypothetical.
     """
-    lines = _training(step, advice) if isinstance(step, TrainingStep) else _serving(step)
+    lines = _training(step, advice) if isinstance(step, TrainingStep) else _serving(step, money)
     if verbose:
         lines += ["", *(f"note: {note}" for note in step.notes)]
     return "\n".join(lines)
@@ -88,7 +100,7 @@ def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
     return rows
 
 
-def _serving(step: ServingStep) -> list[str]:
+def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
     if not step.feasible:
         return [*_head(step), f"INFEASIBLE: {step.reason}",
                 _table([_memory(step), ("largest batch", str(step.largest_batch))])]  # fmt: skip
@@ -108,6 +120,8 @@ def _serving(step: ServingStep) -> list[str]:
         ),
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s_per_gpu:,.0f} a GPU"),
     ]
+    if money is not None:
+        rows += _spent(step, money)
     if step.host:
         rows.append(("  host, eager", text.seconds(step.host)))
     if step.ep_limit is not None:
@@ -117,6 +131,53 @@ def _serving(step: ServingStep) -> list[str]:
     if step.largest_batch is not None:
         rows.append(("largest batch of a data rank", f"{step.largest_batch:,}"))
     return [*_head(step), _table(rows)]
+
+
+def _spent(step: ServingStep, money: Money) -> list[tuple[str, str]]:
+    """GPU hours and dollars, of a million tokens and of the tokens that were asked for."""
+    hours, dollars = million(step, money)
+    price = "" if dollars is None else f", {dollars:,.2f} USD at {money.price:g} an hour"
+    rows = [("GPU hours for 1e6 tokens", f"{hours:,.2f}{price}")]
+    run = money.hours(step.tokens_per_s, step.plan.world)
+    if run is not None:
+        cost = money.dollars(step.tokens_per_s, step.plan.world)
+        price = "" if cost is None else f", {cost:,.0f} USD"
+        tokens = f"{text.si(money.tokens or 0).strip()} tokens"
+        rows.append((tokens, f"{run:,.0f} GPU hours{price}"))
+    return rows
+
+
+def render_compared(study: PlanStudy, other: PlanSide) -> str:
+    """Both sides of `--compare`: seconds by part, memory, throughput."""
+    from .plan_sections.compared import section
+    from .units import show
+
+    found = section(study)
+    assert found is not None
+    lines = [f"\ncompared with {other.name}"]
+    for block in found.blocks:
+        if isinstance(block, Text):
+            lines += re.findall(r"(?<=\*\*)(?:This|The other) plan [^*]+", block.text)
+        if isinstance(block, Table) and block.name in _COMPARED:
+            total = [block.total] if block.total is not None else []
+            rows = [
+                [show(v, c.unit) for v, c in zip(row, block.columns, strict=True)]
+                for row in (*block.rows, *total)
+            ]
+            heads = [column.header for column in block.columns]
+            right = ["left", *["right"] * (len(heads) - 1)]
+            lines.append(tabulate(rows, heads, tablefmt="simple", disable_numparse=True,
+                                  colalign=right))  # fmt: skip
+    return "\n".join(lines)
+
+
+_COMPARED = ("compared_results", "compared_breakdown", "compared_memory")
+
+
+def million(step: ServingStep, money: Money) -> tuple[float, float | None]:
+    """GPU hours and dollars of a million tokens; no dollars without a price."""
+    hours = 1e6 / step.tokens_per_s * step.plan.world / 3600
+    return hours, None if money.price is None else hours * money.price
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,8 @@ def origin_of(op: Op, trace: Trace) -> Origin:
     """The formula behind the FLOPs and bytes of `op`."""
     formula = registry.find(op)
     if formula is not None:
-        function = formula.function
-        text = " ".join(inspect.cleandoc(function.__doc__ or "no description").split())
-        return Origin(function.__name__, text, _place(function))
-    if pointwise.lookup(op, op.name in trace.pointwise) is not None:
+        return _of_function(formula.function)
+    if pointwise.knows(op, op.name in trace.pointwise):
         text = (
             "Elementwise: a fixed number of vector FLOPs for every element of the output; every "
             "input is read once and every output written once."
@@ -38,6 +37,13 @@ def origin_of(op: Op, trace: Trace) -> Origin:
     return Origin("none", "No formula: priced by its bytes alone.", "")
 
 
+@functools.lru_cache
+def _of_function(function: Callable[..., Any]) -> Origin:
+    text = " ".join(inspect.cleandoc(function.__doc__ or "no description").split())
+    return Origin(function.__name__, text, _place(function))
+
+
+@functools.lru_cache
 def _place(function: Callable[..., Any]) -> str:
     code = inspect.unwrap(function).__code__
     path = Path(code.co_filename)

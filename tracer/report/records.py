@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..predict.opcost import OpCost
+
 
 class SweepPoint(NamedTuple):
     """One step of a sweep: `value` of the axis, and what the step costs there."""
@@ -208,15 +210,6 @@ class AccuracyRow(NamedTuple):
     bias: float
     plain: float  # MAPE of the roofline at datasheet peaks on the same rows
     single: float  # MAPE of the roofline at the one efficiency that fits them best
-
-
-class OpCost(NamedTuple):
-    """What one kind of op in one module pattern costs in one step."""
-
-    times: int
-    flops: float
-    bytes: float
-    seconds: float
 
 
 class SideStep(NamedTuple):

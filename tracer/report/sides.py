@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
+from ..predict.opcost import NOTHING, OpCost
 from .compare import Key, key_of
-from .records import OpCost, Side, SideStep
+from .records import Side, SideStep
 from .summary import Study
 from .text import pattern
 
@@ -91,6 +92,4 @@ def _ops(path: Path, chip: str) -> dict[tuple[str, str], Groups]:
 
 
 def _add(groups: Groups, key: Key, times: int, flops: float, moved: float, seconds: float) -> None:
-    known = groups.get(key, OpCost(0, 0, 0, 0.0))
-    groups[key] = OpCost(known.times + times, known.flops + flops, known.bytes + moved,
-                         known.seconds + seconds)  # fmt: skip
+    groups[key] = groups.get(key, NOTHING).plus(OpCost(times, flops, moved, seconds))

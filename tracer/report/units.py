@@ -35,9 +35,17 @@ def _delta(value: float) -> str:
     return "0.0%" if text in ("+0.0%", "-0.0%") else text
 
 
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
 def _plain(value: float) -> str:
     """Four figures; a size is written out, so that 32,768 stays itself."""
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:,.4g}"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 
 UNITS: dict[str, Unit] = {
@@ -46,6 +54,7 @@ UNITS: dict[str, Unit] = {
     "module": Unit("module path, layer numbers as *", str, number=False, code=True),
     "op": Unit("op name", str, number=False, code=True),
     "count": Unit("whole number", lambda v: f"{v:,.0f}", adds=True),
+    "times": Unit("times, a mean over ranks", _times, adds=True),
     "size": Unit("a size or a choice: a whole number that is not summed", lambda v: f"{v:,}"),
     "FLOP": Unit("FLOPs, 2 a multiply-add", lambda v: f"{si(v)}FLOP", adds=True),
     "B": Unit("bytes, decimal prefixes", lambda v: f"{si(v)}B", adds=True),
@@ -58,6 +67,8 @@ UNITS: dict[str, Unit] = {
     "FLOP/s": Unit("FLOPs a second", lambda v: f"{si(v)}FLOP/s"),
     "B/s": Unit("bytes a second", lambda v: f"{si(v)}B/s"),
     "tokens/s": Unit("tokens (or images, clips) a second", _rate),
+    "hours": Unit("GPU hours", _amount),
+    "USD": Unit("US dollars", _amount),
     "%": Unit("per cent", lambda v: f"{v:.1f}"),
     "signed %": Unit("per cent, signed", lambda v: f"{v:+.1f}"),
 }

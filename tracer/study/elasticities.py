@@ -25,6 +25,7 @@ from .structure import Cache, Structure, closed_form, config_value
 STEP = 1e-4
 REACH = 64.0  # factor to either side within which changes are looked for
 _LINE = 400  # values on each side, geometric
+_DEPTH = 4  # halvings that are looked up at once
 SAME = {"matmul_efficiency", "memory_efficiency"}  # as the peak and the bandwidth
 SHARES = {"matmul_efficiency", "memory_efficiency", "clock"}  # at most 1
 RESOURCES = ("compute", "memory", "latency", "network")
@@ -124,17 +125,31 @@ def _first_change(
         return None
     place = int(other[0])
     near, far = float(line[place - 1]), float(line[place])
-    while abs(far - near) > (1 if whole else 1e-9 * abs(near)):
-        middle = float(round((near + far) / 2)) if whole else math.sqrt(near * far)
-        if middle in (near, far):
-            break
-        if (answers(np.array([middle]))[0] != states[0]).any():
-            far = middle
-        else:
-            near = middle
+    while middles := _middles(near, far, whole):
+        others = (answers(np.array(middles)) != states[0]).any(axis=1)
+        known = dict(zip(middles, others.tolist(), strict=True))
+        while (middle := _middle(near, far, whole)) in known:
+            near, far = (near, middle) if known[middle] else (middle, far)
     if kernels:
         return far
     return far, RESOURCES[int(answers(np.array([far]))[0, 0])]
+
+
+def _middle(near: float, far: float, whole: bool) -> float | None:
+    """Between two values; None if they are as close as it gets."""
+    if abs(far - near) <= (1 if whole else 1e-9 * abs(near)):
+        return None
+    middle = float(round((near + far) / 2)) if whole else math.sqrt(near * far)
+    return None if middle in (near, far) else middle
+
+
+def _middles(near: float, far: float, whole: bool, depth: int = _DEPTH) -> list[float]:
+    """All that the next `depth` halvings could ask for: many values cost hardly more than one."""
+    middle = _middle(near, far, whole) if depth else None
+    if middle is None:
+        return []
+    sides = ((near, middle), (middle, far))
+    return [middle, *(m for side in sides for m in _middles(*side, whole, depth - 1))]
 
 
 def structural(

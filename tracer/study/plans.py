@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
 
+from ..collector import without_collector
 from ..errors import UserError
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
@@ -88,6 +89,11 @@ def candidates(gpus: int, experts: int, like: Plan, schedules: tuple[str, ...],
                     )
 
 
+def bounds_of(experts: int, most: dict[str, int] | None = None) -> dict[str, int]:
+    """The largest of each axis that a search goes up to; `most` overrides them."""
+    return {"tp": 8, "cp": 1, "pp": 64, "ep": max(experts, 1)} | (most or {})
+
+
 def search(
     program: Program, gpus: int, cluster: Cluster | str, *, global_batch: int, seq: int = 4096,
     like: Plan | None = None, assume: Assumptions | None = None, money: Money | None = None,
@@ -113,9 +119,10 @@ def search(
         UserError: not one plan is legal; says why.
     """
     like = like or Plan()
-    bounds = {"tp": 8, "cp": 1, "pp": 64, "ep": 1 << 20} | (most or {})
+    experts = sizes_of(program).experts
+    bounds = bounds_of(experts, most)
     splits: dict[tuple[int, int], list[Plan]] = {}
-    for split in candidates(gpus, sizes_of(program).experts, like, schedules, bounds):
+    for split in candidates(gpus, experts, like, schedules, bounds):
         splits.setdefault((split.tp, split.cp), []).append(split)
     if not splits:
         raise UserError(f"{gpus} GPUs: no split within the bounds {bounds}")
@@ -148,7 +155,11 @@ class _Task:
 
     def price(self, splits: list[Plan]) -> list[TrainingStep | Dropped]:
         """Each split priced, or why not."""
-        return [self._one(split) for split in splits]
+        found = []
+        for split in splits:
+            with without_collector():
+                found.append(self._one(split))
+        return found
 
     def _one(self, split: Plan) -> TrainingStep | Dropped:
         each = split.data_ranks * split.micro_batch

@@ -79,6 +79,7 @@ class HuggingFaceProgram:
             )
         self.name = name
         self.cures: list[str] = []
+        self.compiles = True
         self.config = fitting_config(config)
         self.dtype = dtype
         self._remote_code = remote_code

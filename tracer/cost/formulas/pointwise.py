@@ -124,11 +124,10 @@ def lookup(op: Op, tagged: bool) -> Work | None:
 
     `tagged`: torch calls the op pointwise.
     """
-    namespace, _, name = op.overload_packet.partition(".")
-    if namespace != "aten":
+    name = _name(op)
+    if not knows(op, tagged):
         return None
-    name = name.removeprefix("_foreach_")
-    base = name if name in NOTHING or name.startswith("__") else name.rstrip("_")
+    base = _base(name)
     work = None
     if base in NOTHING:
         work = Work(kind=FREE)
@@ -143,6 +142,27 @@ def lookup(op: Op, tagged: bool) -> Work | None:
     elif tagged:
         work = _over_elements(op, 1, ESTIMATED)
     return work
+
+
+def knows(op: Op, tagged: bool) -> bool:
+    """Whether `lookup` has an answer, which the name of the op alone decides."""
+    if not op.name.startswith("aten."):
+        return False
+    base = _base(_name(op))
+    return (
+        tagged
+        or any(base in names for names in (NOTHING, FLOPS_PER_ELEMENT, CREATES, MOVES))
+        or base == "clamp"
+    )
+
+
+def _name(op: Op) -> str:
+    return op.overload_packet.partition(".")[2].removeprefix("_foreach_")
+
+
+def _base(name: str) -> str:
+    """Without the underscore of an op in place."""
+    return name if name in NOTHING or name.startswith("__") else name.rstrip("_")
 
 
 def _known(op: Op, base: str) -> Work:

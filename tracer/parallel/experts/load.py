@@ -199,7 +199,7 @@ def _hit(chosen: Ints, share: Floats) -> Floats:
 @lru_cache(maxsize=256)
 def _axes(routing: RoutingLaw, placement: Placement, seed: int) -> tuple[Floats, Floats]:
     """[R] variances and [R, R] axes of the rows that one sampled token brings to each rank."""
-    chosen = sample(routing, _SAMPLES, seed)[: _SAMPLES // 4]
+    chosen = sample(routing, _SAMPLES // 4, seed)  # the first of those that chances rest on
     rank = _ranks_of(chosen, placement, np.random.default_rng(seed + 1))
     count = np.zeros((len(rank), placement.ranks), np.float32)
     np.add.at(count, (np.arange(len(rank))[:, None], rank), 1.0)

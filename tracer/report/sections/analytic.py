@@ -8,7 +8,7 @@ from ...machine.roofline import KERNELS
 from ...predict import Step
 from .. import palette
 from ..bars import draw_shares
-from ..blocks import Column, Figure, Section, Table, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Table, Text, section_of, table_of
 from ..facts import detailed, item_of, masks, rates, routing, steps_of
 from ..provenance import Origin, origin_of
 from ..summary import Study
@@ -302,7 +302,7 @@ def _bytes(study: Study) -> Section | None:
             "bytes_by_role",
             "Shares of the bytes by role. What shrinks from naive to efficient is what fusion "
             "keeps out of memory.",
-            lambda f: draw_shares(f, bars, palette.ROLES, "the bytes moved", "Bytes by role"),
+            Drawing(draw_shares, (bars, palette.ROLES, "the bytes moved", "Bytes by role")),
             (8.0, 1.4 + 0.42 * len(bars)),
         ),
     )  # fmt: skip

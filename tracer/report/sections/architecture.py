@@ -6,7 +6,7 @@ from ...capture.records import Trace
 from ...predict import Step
 from .. import palette
 from ..bars import draw_ring
-from ..blocks import Column, Diagram, Figure, Section, Table, Text, section_of, table_of
+from ..blocks import Column, Diagram, Drawing, Figure, Section, Table, Text, section_of, table_of
 from ..categories import ATTENTION, EXPERTS, FEED_FORWARD, Categories
 from ..diagrams import inside, stack
 from ..facts import detailed, parameters_by_category, steps_of
@@ -122,7 +122,7 @@ def _parameters(study: Study) -> Section | None:
         "parameters",
         "Where the parameters live. This is not where the time goes: compare with the shares of "
         "time by category.",
-        lambda f: draw_ring(f, by_category, palette.CATEGORIES, "Parameters", "parameters"),
+        Drawing(draw_ring, (by_category, palette.CATEGORIES, "Parameters", "parameters")),
         (8.0, 3.4),
     )
     return section_of(

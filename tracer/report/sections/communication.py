@@ -10,8 +10,9 @@ def section(study: Study) -> Section | None:
     """Absent on one chip."""
     plans = table_of(
         "plans",
-        "A step under each plan. **network** is what nothing hides; tokens/s are those of all "
-        "chips together, hypothetical where it does not fit.",
+        "A step under each plan. **compute** and **memory** are the ideal ones, **network** is "
+        "what nothing hides; tokens/s are those of all chips together, none where it does not fit. "
+        "It **fits** if the whole memory holds it, with nothing kept free.",
         (
             Column("phase", "phase"),
             Column("plan", "plan"),
@@ -29,7 +30,8 @@ def section(study: Study) -> Section | None:
         ),
         [
             (p.phase, p.plan, p.chip, p.chips, p.step, p.compute, p.memory, p.network,
-             p.tokens / p.step, p.tokens / p.step / p.chips, p.held, "yes" if p.fits else "no",
+             p.tokens / p.step if p.fits else None,
+             p.tokens / p.step / p.chips if p.fits else None, p.held, "yes" if p.fits else "no",
              p.regime)
             for p in study.plans or ()
         ],
@@ -58,8 +60,8 @@ def section(study: Study) -> Section | None:
             "step. **dp = ep N**: N chips with a batch each share the routed experts, which are "
             "hit evenly; every layer sends its rows to their experts, one for each expert that a "
             "token chose, and gets them back; nothing hides that. Link bandwidths count one "
-            "direction. `python -m tracer.plan` prices whole plans: tensor and pipeline "
-            "parallelism, overlap, rows that go once to a node, uneven experts."
+            "direction. `python -m tracer.plan` prices whole plans and writes a report of each: "
+            "tensor and pipeline parallelism, overlap, rows that go once to a node, uneven experts."
         ),
         plans,
         messages,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from ...predict.opcost import NOTHING, Costs, Key, OpCost
 from ..blocks import Column, Section, Table, Text, section_of, table_of
 from ..facts import detailed
-from ..records import OpCost, Side, SideStep
+from ..records import Side
 from ..sides import side_of
 from ..summary import Study
 from ..text import seconds
 
 _ROWS = 30  # of the ops that differ; the rest is summed
-_NOTHING = OpCost(0, 0, 0, 0.0)
 
 
 def section(study: Study) -> Section | None:
@@ -29,7 +32,10 @@ def section(study: Study) -> Section | None:
             + ". A change is relative to the other, negative where this one takes less."
         ),
         _steps(mine, other, common),
-        *(_ops(phase, mine.steps[phase, e], other.steps[phase, e]) for phase, e in shown),
+        *(
+            op_differences(phase, mine.steps[phase, e].ops, other.steps[phase, e].ops)
+            for phase, e in shown
+        ),
         _only(mine, other),
     )
 
@@ -70,51 +76,66 @@ def _steps(mine: Side, other: Side, common: list[tuple[str, str]]) -> Table | No
     )  # fmt: skip
 
 
-def _ops(phase: str, mine: SideStep, other: SideStep) -> Section | None:
-    keys = dict.fromkeys([*mine.ops, *other.ops])
-    pairs = [(key, mine.ops.get(key, _NOTHING), other.ops.get(key, _NOTHING)) for key in keys]
-    changed = [pair for pair in pairs if pair[1] != pair[2]]
+def op_differences(what: str, mine: Costs, other: Costs) -> Section | None:
+    """Two sides op by op: those that differ, then the sum of those that are the same."""
+    keys = dict.fromkeys([*mine, *other])
+    pairs = [(key, mine.get(key, NOTHING), other.get(key, NOTHING)) for key in keys]
+    changed = [pair for pair in pairs if not _alike(*pair[1:])]
     if not changed:
         return section_of(
-            f"{phase}, op by op",
+            f"{what.capitalize()}, op by op",
             Text("No difference: the same ops with the same FLOPs, bytes and seconds."),
         )
     changed.sort(key=lambda pair: -abs(pair[1].seconds - pair[2].seconds))
-    rows: list[tuple[object, ...]] = [_row(*pair) for pair in changed[:_ROWS]]
+    rows = [_row(*pair) for pair in changed[:_ROWS]]
     rest = changed[_ROWS:]
     if rest:
         a, b = _sum([p[1] for p in rest]), _sum([p[2] for p in rest])
         rows.append(_row(("", f"{len(rest)} others that differ", ""), a, b))
-    same = [pair[1] for pair in pairs if pair[1] == pair[2]]
+    alike = [pair for pair in pairs if _alike(*pair[1:])]
+    same = [mine for _, mine, _ in alike]
+    data = [_row(*pair) for pair in changed]
+    if same:
+        rows.append(_row(("", f"{len(same)} that are the same", ""), _sum(same), _sum(same)))
+        data += [_row(key, cost, cost) for key, cost, _ in alike]
+    sums = _row(("all", "", ""), _sum([a for _, a, _ in pairs]), _sum([b for _, _, b in pairs]))
+    total = (*sums[:5], sum(row[5] for row in rows), *sums[6:])
     more = sum(a.seconds - b.seconds for _, a, b in changed)
     verb = "more" if more > 0 else "less"
     return section_of(
-        f"{phase}, op by op",
+        f"{what.capitalize()}, op by op",
         Text(
             f"{len(changed):,} of {len(pairs):,} kinds of op differ: together {seconds(abs(more))} "
             f"{verb} than the other; the same on both sides: {seconds(_sum(same).seconds)}. "
             "Seconds are those of kernels, gaps between them apart."
         ),
         table_of(
-            f"compared_{phase}",
-            "Ops that differ, largest difference of seconds first.",
+            f"compared_{what}",
+            "Ops that differ, largest difference of seconds first. The CSV has all of them.",
             (
                 Column("pass", "pass"), Column("module", "module", "module"),
-                Column("op", "op", "op"), Column("times", "times, this", "count"),
-                Column("other_times", "other", "count"), Column("flops", "FLOPs, this", "FLOP"),
-                Column("other_flops", "other", "FLOP"), Column("bytes", "bytes, this", "B"),
-                Column("other_bytes", "other", "B"), Column("seconds", "time, this", "s"),
+                Column("op", "op", "op"), Column("seconds", "time, this", "s"),
                 Column("other_seconds", "other", "s"), Column("more", "difference", "s"),
+                Column("times", "times, this", "times"), Column("other_times", "other", "times"),
+                Column("flops", "FLOPs, this", "FLOP"), Column("other_flops", "other", "FLOP"),
+                Column("bytes", "bytes, this", "B"), Column("other_bytes", "other", "B"),
             ),
             rows,
+            total,
+            data,
         ),
     )  # fmt: skip
 
 
-def _row(key: tuple[str, str, str], a: OpCost, b: OpCost) -> tuple[object, ...]:
+def _alike(a: OpCost, b: OpCost) -> bool:
+    """The same but for rounding of means."""
+    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-15) for x, y in zip(a, b, strict=True))
+
+
+def _row(key: Key, a: OpCost, b: OpCost) -> tuple[Any, ...]:
     return (
-        key[0], key[1], key[2].removeprefix("aten."), a.times, b.times, a.flops, b.flops, a.bytes,
-        b.bytes, a.seconds, b.seconds, a.seconds - b.seconds,
+        key[0], key[1], key[2].removeprefix("aten."), a.seconds, b.seconds, a.seconds - b.seconds,
+        a.times, b.times, a.flops, b.flops, a.bytes, b.bytes,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..advice import next_steps
 from ..bars import draw_shares
-from ..blocks import Column, Figure, Section, Table, Text, code, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Table, Text, code, section_of, table_of
 from ..facts import gather, steps_of
 from ..findings import Finding, conclusions
 from ..palette import WAITS
@@ -34,8 +34,8 @@ def section(study: Study) -> Section:
         tuple(
             part
             for part in (
-                _conclusions(found),
-                _next(steps),
+                concluded(found),
+                advised(steps),
                 Section("Results", (results_table(study),)),
                 _waits(study),
             )
@@ -44,7 +44,7 @@ def section(study: Study) -> Section:
     )
 
 
-def _conclusions(found: Sequence[Finding]) -> Section | None:
+def concluded(found: Sequence[Finding]) -> Section | None:
     return section_of(
         "Conclusions",
         Table(
@@ -57,7 +57,7 @@ def _conclusions(found: Sequence[Finding]) -> Section | None:
     )  # fmt: skip
 
 
-def _next(found: Sequence[Finding]) -> Section | None:
+def advised(found: Sequence[Finding]) -> Section | None:
     table = table_of(
         "next_steps",
         "What to try next. **saves at most** is the time that the cause takes today: something "
@@ -86,7 +86,7 @@ def _waits(study: Study) -> Section | None:
         "waits",
         "Each bar is one step. A kernel's launch gap is latency; the rest of its time waits for "
         "what bounds it. A long bar of one colour is one knob; a mixed one needs several.",
-        lambda f: draw_shares(f, bars, WAITS, "the step's time", title),
+        Drawing(draw_shares, (bars, WAITS, "the step's time", title)),
         (8.0, 1.4 + 0.42 * len(bars)),
     )
     table = table_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...predict import Step
 from .. import palette
 from ..bars import draw_held
-from ..blocks import Column, Figure, Section, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..facts import MEMORY_KINDS, item_of, steps_of
 from ..summary import Study
 from ..text import listed, size
@@ -55,9 +55,7 @@ def section(study: Study) -> Section | None:
         Figure(
             "memory",
             "Bars right of the dashed line do not fit in one chip.",
-            lambda f: draw_held(
-                f, list(zip(names, held, strict=True)), colours, limit, chip.name
-            ),
+            Drawing(draw_held, (list(zip(names, held, strict=True)), colours, limit, chip.name)),
             (8.0, 1.4 + 0.42 * len(steps)),
         ),
     )  # fmt: skip

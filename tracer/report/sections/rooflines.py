@@ -8,7 +8,7 @@ from ...cost import Cost
 from ...predict import Step
 from .. import palette
 from ..bars import draw_shares
-from ..blocks import Column, Figure, Section, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..categories import Categories
 from ..facts import detailed, main_precision, rates, steps_of
 from ..figures import Point, Roof, draw_roofline
@@ -99,7 +99,7 @@ def _overview(study: Study) -> Section | None:
             f"Points are the estimate (filled) and the ideal bound (hollow) on "
             f"{study.chips[0].name}; lines are the roofs in {precision}. The line between the two "
             "markers is time lost to kernels that do not overlap or do not reach their peak.",
-            lambda f: draw_roofline(f, roofs, points, "Estimate (filled) and ideal bound (hollow)"),
+            Drawing(draw_roofline, (roofs, points, "Estimate (filled) and ideal bound (hollow)")),
         ),
     )
 
@@ -216,10 +216,8 @@ def _shares(study: Study) -> Section | None:
             "category_shares",
             "FLOPs, bytes and time of every step by category. Where the three bars of a step "
             "differ, no one of them alone says what limits it.",
-            lambda f: draw_shares(
-                f, bars, palette.CATEGORIES, "the step's FLOPs, bytes or time",
-                f"Shares by category on {study.chips[0].name}",
-            ),
+            Drawing(draw_shares, (bars, palette.CATEGORIES, "the step's FLOPs, bytes or time",
+                                  f"Shares by category on {study.chips[0].name}")),
             (8.0, 1.2 + 0.26 * len(bars)),
         ),
         table_of(
@@ -282,5 +280,5 @@ def _category_figure(phase: str, step: Step, roofs: list[Roof], points: list[Poi
         f"roofline_{phase}_categories",
         f"Each category's FLOPs over its bytes and over its time in {phase}. A category far below "
         "the roof at its FLOP/B runs kernels that do not reach it.",
-        lambda f: draw_roofline(f, roofs, points, title),
+        Drawing(draw_roofline, (roofs, points, title)),
     )

@@ -6,7 +6,7 @@ import statistics
 
 from ...study.structure import STRUCTURE
 from ..bars import draw_signed
-from ..blocks import Block, Column, Figure, Section, Text, section_of, table_of
+from ..blocks import Block, Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..records import Elasticity, Grid, Sensitivity
 from ..studies import cell
 from ..summary import Study
@@ -85,8 +85,9 @@ def _elasticity_figure(phase: str, chip: str, bars: list[tuple[str, float]]) -> 
     return Figure(
         f"elasticities_{phase}",
         f"What moves {phase} on {chip}: bars to the left make it faster, to the right slower.",
-        lambda f: draw_signed(
-            f, bars, "% of the step for 1 % of the knob", f"Elasticities of {phase} on {chip}"
+        Drawing(
+            draw_signed,
+            (bars, "% of the step for 1 % of the knob", f"Elasticities of {phase} on {chip}"),
         ),
         (8.0, 1.4 + 0.3 * len(bars)),
     )

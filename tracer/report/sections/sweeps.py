@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import palette
 from ..bars import draw_curves
-from ..blocks import Column, Figure, Section, Text, section_of, table_of
+from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..facts import item_of
 from ..records import Crossing, Sweep, SweepPoint
 from ..summary import Study
@@ -90,8 +90,6 @@ def _figure(sweep: Sweep, slug: str, name: str, axis: str) -> Figure:
         f"sweep_{slug}",
         f"The step and its two bounds over {name}. Where the dotted lines cross, the sums change "
         "sides; the step lies above both, since kernels do not overlap.",
-        lambda f: draw_curves(
-            f, curves, (axis, "seconds"),
-            f"{sweep.phase.capitalize()} over {name} on {sweep.chip}", marks,
-        ),
+        Drawing(draw_curves, (curves, (axis, "seconds"),
+                              f"{sweep.phase.capitalize()} over {name} on {sweep.chip}", marks)),
     )  # fmt: skip

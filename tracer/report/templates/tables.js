@@ -1,4 +1,4 @@
-// Tables sort by a click on a head; names of modules and ops lead to what is behind them.
+// Tables sort by a click on a head.
 for (const table of document.querySelectorAll("main table")) sortable(table);
 
 function sortable(table) {
@@ -25,13 +25,3 @@ function order(a, b) {
   if (a === null || b === null) return (a === null) - (b === null);
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 }
-
-document.addEventListener("click", event => {
-  const button = event.target.closest("button.trace");
-  if (!button) return;
-  const inTable = button.closest(".table");
-  const found = D.steps.findIndex(s => inTable && inTable.id.includes(s.phase) && s.exec === "efficient");
-  if (found >= 0) { state.step = found; const pick = document.getElementById("step"); if (pick) pick.value = found; changed(); }
-  const { module, op } = button.dataset;
-  behind(module !== undefined ? module : op, part => module !== undefined ? pattern(part.module) === module : part.op.includes(op));
-});

@@ -120,3 +120,14 @@ let behind = () => {};
 
 // After the first paint: the report is there to be read, the explorer takes a moment.
 requestAnimationFrame(() => setTimeout(changed));
+
+// Names of modules and ops in tables lead to what is behind them.
+document.addEventListener("click", event => {
+  const button = event.target.closest("button.trace");
+  if (!button) return;
+  const inTable = button.closest(".table");
+  const found = D.steps.findIndex(s => inTable && inTable.id.includes(s.phase) && s.exec === "efficient");
+  if (found >= 0) { state.step = found; const pick = document.getElementById("step"); if (pick) pick.value = found; changed(); }
+  const { module, op } = button.dataset;
+  behind(module !== undefined ? module : op, part => module !== undefined ? pattern(part.module) === module : part.op.includes(op));
+});

@@ -1,0 +1,58 @@
+"""What is assumed of the kernels that a plan's ranks run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..capture.records import Trace
+from ..cost import Conventions, Ledger, price
+from ..cost.joined import joined as joined_products
+from ..cost.onepass import one_pass
+from ..cost.routed import served
+from ..errors import UserError
+from ..machine import Timing
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is assumed of the kernels of a plan, each a named input.
+
+    Attributes:
+        timing: of the chip. Rows found by index move with vector loads by default, as in the
+            permutations that expert-parallel systems use.
+        casts: "one_pass", FP8 casts read their source once (see `cost.onepass`), or "traced".
+        conventions: how FLOPs and bytes are counted.
+        served: as serving engines run a forward, around an exchange of experts ("normal",
+            "low_latency", "nccl"): see `cost.joined` and `cost.routed`. None: as traced.
+    """
+
+    timing: Timing = field(default_factory=lambda: Timing(rows="vector"))
+    casts: str = "one_pass"
+    conventions: Conventions = field(default_factory=Conventions)
+    served: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.casts not in ("one_pass", "traced"):
+            raise UserError(f"casts={self.casts!r}: choose one_pass or traced")
+
+    def ledger(self, trace: Trace) -> Ledger:
+        """The ledger of a trace under these assumptions."""
+        ledger = price(trace, self.conventions)
+        ledger = one_pass(ledger) if self.casts == "one_pass" else ledger
+        if self.served is not None:
+            ledger = served(joined_products(ledger), self.served)
+        return ledger
+
+    def notes(self) -> list[str]:
+        """A line each."""
+        lines = self.timing.notes()
+        if self.casts == "one_pass":
+            lines.append("FP8 casts read their source once, transposed or not")
+        if self.served is not None:
+            lines.append(
+                "products of one tensor are one, a router behind its product is one kernel"
+            )
+        if self.served in ("normal", "low_latency"):
+            how = "gathers and sums" if self.served == "normal" else "rounds, sorts and sums"
+            lines.append(f"DeepEP's {self.served.replace('_', '-')} kernels {how} rows themselves")
+        return lines

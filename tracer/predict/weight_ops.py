@@ -1,0 +1,36 @@
+"""Ops of a backward that make gradients of weights and nothing else: a pipeline may delay them."""
+
+from __future__ import annotations
+
+from ..capture.records import BACKWARD
+from ..cost import Ledger
+from ..cost.dataflow import Dataflow
+from ..cost.fusion import FUSIBLE
+from ..cost.work import COLLECTIVE, REDUCTION
+
+
+def weight_gradients(ledger: Ledger) -> set[int]:
+    """Ops of the backward that serve gradients of weights alone: the products that write them, and
+    whatever only these read (operands turned round and rounded again).
+    """
+    trace = ledger.trace
+    priced = {p.op: k for k in ledger.kernels for p in k.parts}
+    flow = Dataflow(trace.ops)
+    gradients = {s for s, record in enumerate(trace.storages) if record.role == "gradients"}
+    found: set[int] = set()
+    readers: dict[int, list[int]] = {}
+    for index, op in enumerate(trace.ops):
+        for producer in flow.producers[index]:
+            if index in priced or op.name.startswith("_c10d"):
+                readers.setdefault(producer, []).append(index)
+    for index in range(len(trace.ops) - 1, -1, -1):
+        op = trace.ops[index]
+        kernel = priced.get(index)
+        if kernel is None or op.phase != BACKWARD or kernel.kind == COLLECTIVE:
+            continue
+        writes = {out.storage for out in op.outputs} | set(op.mutates)
+        after = [i for i in readers.get(index, ()) if trace.ops[i].phase == BACKWARD]
+        served = bool(after) and all(i in found for i in after)
+        if writes <= gradients or (served and kernel.kind in (*FUSIBLE, REDUCTION)):
+            found.add(index)
+    return found
