@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tracer.hardware import chip_ids
 
 from .errors import UserError
-from .report.sides import side_from, side_of
+from .report.sides import is_config, side_from, side_of
 from .run import answer, assumptions, available, check, lengths, program_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _earlier(other: str | None) -> Side | None:
         return None
     path = Path(other)
     path = path / "report.json" if (path / "report.json").is_file() else path
-    if path.name.endswith(".json") and path.name != "config.json":
+    if path.name.endswith(".json") and not is_config(path):
         return side_from(path)
     return None
 

@@ -38,6 +38,13 @@ def test_all_tables_in_order(monkeypatch):
     assert PAGE.count("\nOurs: *") == 23
 
 
+def test_the_page_is_what_the_script_writes(monkeypatch):
+    """As `scripts/seed_beside.py --check`: every figure of ours is that of today's report."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    lines = script("seed_beside").page().splitlines()
+    assert lines == PAGE.splitlines(), "run scripts/seed_beside.py"
+
+
 @pytest.mark.parametrize("execution", ["naive", "efficient"])
 def test_both_sides_of_decode(execution):
     theirs = rules.decode(8, 255, next(x for x in rules.EXECUTIONS if x.name == execution))

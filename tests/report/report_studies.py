@@ -76,6 +76,21 @@ class Nothing(nn.Module):
     def forward(self, x):
         return x * 2 + 1
 
+class Convnet(nn.Module):
+    """In FP32, which runs on vector units."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.stem(x))).mean((2, 3)))
+
+def convnet():
+    return Convnet()
+
 def odd():
     return Odd()
 
@@ -90,7 +105,7 @@ def _folder() -> Path:
 
 
 def given(name: str) -> list[str]:
-    """Arguments that name a configuration of `CONFIGS`, or the module "odd" or "nothing"."""
+    """Arguments that name a configuration of `CONFIGS`, or a module of `OWN`."""
     if name in CONFIGS:
         place = _folder() / name
         place.mkdir(exist_ok=True)
@@ -98,7 +113,8 @@ def given(name: str) -> list[str]:
         return ["--hf-config", str(place), *SIZES]
     file = _folder() / "own.py"
     file.write_text(OWN)
-    return ["--module", f"{file}:{name}", "--input", "x:bf16[B,64]"]
+    given = "x:fp32[B,3,32,32]" if name == "convnet" else "x:bf16[B,64]"
+    return ["--module", f"{file}:{name}", "--input", given]
 
 
 @functools.cache

@@ -1,60 +1,16 @@
 """`report.html` in chromium: quiet, fast, readable anywhere, and its numbers are the report's."""
 
 import time
-from dataclasses import replace
 
 import browser
 import pytest
+from opened import ready, text, written
 from plan_studies import TRAINING, plan_study, report
-from report_extras import CLOSED, full_study
-from report_studies import formulas, study
+from report_studies import study
 
-from tracer.report.blocks import Section, Widget
 from tracer.report.document import report_of
-from tracer.report.html import render
-from tracer.report.pictures import Pictures
-from tracer.report.text import si
 
 pytestmark = pytest.mark.skipif(browser.BINARY is None, reason="no chromium")
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return written(report_of(full_study()), tmp_path_factory.mktemp("page"))
-
-
-def written(report, folder):
-    path = folder / "report.html"
-    path.write_text(render(report, {p.name: p for p in Pictures(report.sections)}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def window():
-    with browser.Page() as page:
-        yield page
-
-
-@pytest.fixture
-def page(window, file):
-    window.size(1280, 900)
-    window.dark(False)
-    window.problems.clear()
-    window.open(file)
-    ready(window)
-    return window
-
-
-def ready(page):
-    for _ in range(100):
-        if page.run("document.querySelectorAll('.tree tbody tr').length") > 0:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the explorer did not come")
-
-
-def text(page, selector):
-    return page.run(f"document.querySelector({selector!r}).textContent")
 
 
 def test_nothing_goes_wrong_and_nothing_is_asked_for(page):
@@ -120,6 +76,66 @@ def test_it_fits_any_width(page, width, height):
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
+def test_a_link_of_the_contents_leads_to_its_section(page):
+    """Wherever it is, and from wherever: no section above it may still change its height."""
+    for _ in range(100):
+        if page.run("document.documentElement.classList.contains('whole')"):
+            break
+        time.sleep(0.05)
+    links = page.run("document.querySelectorAll('nav a').length")
+    assert links > 30
+    for number in (*range(0, links, 7), links - 1, 3):
+        page.run(f"document.querySelectorAll('nav a')[{number}].click()")
+        top, least = page.run(
+            f"((a) => [document.querySelector(a.hash).getBoundingClientRect().top,"
+            " document.documentElement.scrollHeight - innerHeight - scrollY])"
+            f"(document.querySelectorAll('nav a')[{number}])"
+        )
+        assert -1 <= top <= 30 or (top > 0 and least <= 1), number
+
+
+def test_print_is_light_and_has_no_controls(page):
+    page.dark(True)
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    page.call("Emulation.setEmulatedMedia", media="print",
+              features=[{"name": "prefers-color-scheme", "value": "dark"}])  # fmt: skip
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    shown = "[...document.querySelectorAll({})].filter(e => e.offsetParent).length"
+    for what in ("input", "select", "nav a", ".csv", "#theme"):
+        assert page.run(shown.format(repr(what))) == 0, what
+    assert page.run(shown.format("'section table'")) > 20
+    # Chromium repeats the head of a table on every page, but paints no button in it.
+    heads = "[...document.querySelectorAll('#table-results th')]"
+    written = f"{heads}.map(h => getComputedStyle(h, '::before').content.slice(1, -1))"
+    assert page.run(written) == page.run(f"{heads}.map(h => h.textContent)")
+    page.call("Emulation.setEmulatedMedia", media="", features=[])
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run("document.documentElement.dataset.theme") is None
+
+
+def test_text_can_be_read(page):
+    """WCAG AA: 4.5 of what is read on its ground, in light and dark."""
+    script = r"""(() => {
+      const light = c => { const v = c.match(/[\d.]+/g).slice(0, 3).map(x => x / 255)
+        .map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+        return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+      const ground = e => { for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor;
+        if (!/, 0\)$|transparent/.test(c)) return c; } };
+      const found = {};
+      for (const e of document.querySelectorAll("p, td, th, a, code, button, .tag, .muted, h2")) {
+        if (!e.offsetParent || !e.textContent.trim()) continue;
+        const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+        const ratio = (a + .05) / (b + .05);
+        if (ratio < 4.5) found[e.tagName + "." + e.className] = ratio;
+      }
+      return found;
+    })()"""
+    for dark in (False, True):
+        page.dark(dark)
+        assert page.run(script) == {}
+
+
 def test_light_and_dark(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.run(ground) == "rgb(255, 255, 255)"
@@ -145,52 +161,6 @@ def test_tables_sort_by_value_not_by_text(page):
     assert page.run(values) == sorted(before)
 
 
-def choose(page, number):
-    page.run(
-        f"(() => {{ const s = document.getElementById('step'); s.value = {number};"
-        " s.dispatchEvent(new Event('change')); })()"
-    )
-
-
-def test_the_tree_shows_each_step(page):
-    for number, step in enumerate(full_study().steps):
-        choose(page, number)
-        cells = page.run(
-            "[...document.querySelectorAll('.tree tbody tr')[0].cells].map(c => c.textContent)"
-        )
-        assert cells[2] == f"{full_study().inventory.parameters:,}"
-        flops = cells[3].split()
-        scale = {"kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9}[flops[1]]
-        assert float(flops[0]) * scale == pytest.approx(step.cost.total_flops, rel=1e-3)
-        assert cells[8].startswith("100.0%")
-
-
-def test_opening_a_module_and_what_is_behind_it(page):
-    rows = "document.querySelectorAll('.tree tbody tr').length"
-    before = page.run(rows)
-    page.run("[...document.querySelectorAll('.tree button.twist')].at(-1).click()")
-    assert page.run(rows) > before
-    page.run(
-        "[...document.querySelectorAll('.tree button.pick')]"
-        ".find(b => b.textContent === 'lm_head').click()"
-    )
-    panels = "[...document.querySelectorAll('.panel')].at(-1).textContent"
-    found = page.run(panels)
-    assert "lm_head in prefill, efficient" in found
-    # 2 sequences of 32 tokens, 64 wide, 96 words: 2 x 64 x 64 x 96 FLOPs.
-    assert f"{2 * 64 * 64 * 96 / 1e3:.1f} kFLOP" in found
-    assert "2·M·K·N" in found
-    assert "tracer/cost/formulas/matmul.py:" in found
-    assert "tracer/models/linear.py:" in found
-
-
-def test_a_name_in_a_table_leads_to_its_ops(page):
-    page.run("document.querySelector('#table-modules_decode_efficient button.trace').click()")
-    name = text(page, "#table-modules_decode_efficient button.trace")
-    found = page.run("[...document.querySelectorAll('.panel')].at(-1).textContent")
-    assert f"{name} in decode, efficient" in found
-
-
 def test_points_can_be_filtered_and_hovered(page):
     dots = "document.querySelectorAll('.chart .dot').length"
     before = page.run(dots)
@@ -214,73 +184,3 @@ def test_the_timeline_zooms(page):
     assert page.run(pixels) != whole
     page.run(f"{zoom.replace('+', 'all')}.click()")
     assert page.run(pixels) == whole
-
-
-def test_closed_forms_are_evaluated_as_python_does(page):
-    step = next(s for s in full_study().steps if s.workload.phase == "decode")
-    names = {"B": step.workload.batch, "S": step.workload.seq, "L": step.workload.context}
-    from math import ceil
-
-    flops = sum(f.times * eval(f.flops, {"ceil": ceil}, names) for f in CLOSED)
-    moved = sum(f.times * sum(eval(e, {}, names) for e in f.bytes.values()) for f in CLOSED)
-    panel = (
-        "[...document.querySelectorAll('.panel')]"
-        ".find(p => p.textContent.startsWith('Closed forms'))"
-    )
-    found = page.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
-    assert found[0].split()[1] == "kFLOP"
-    assert float(found[0].split()[0]) == pytest.approx(flops / 1e3, rel=1e-3)
-    assert float(found[1].split()[0]) == pytest.approx(moved / 1e3, rel=1e-3)
-    page.run(
-        f"(() => {{ const s = {panel}.querySelector('input'); s.value = 10;"
-        " s.dispatchEvent(new Event('input')); }})()".replace("}})()", "})()")
-    )
-    names["B"] = 1024
-    flops = sum(f.times * eval(f.flops, {"ceil": ceil}, names) for f in CLOSED)
-    after = page.run(f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)")
-    assert float(after[0].split()[0]) == pytest.approx(flops / 1e6, rel=1e-3)
-    assert after[0].split()[1] == "MFLOP"
-
-
-def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_path):
-    """At the traced sizes, at others that were traced apart, and not where nothing holds."""
-    found = formulas("deepseek")
-    whole = replace(study("deepseek"), closed_forms=found.closed_forms,
-                    closed_ranges=found.closed_ranges)  # fmt: skip
-    path = tmp_path / "report.html"
-    path.write_text(
-        render(
-            replace(report_of(whole), sections=(Section("Explorer", (Widget("explorer", ""),)),)),
-            {},
-        )
-    )
-    window.problems.clear()
-    window.open(path)
-    ready(window)
-    panel = "[...document.querySelectorAll('.panel')].find(p => p.textContent.startsWith('Closed'))"
-    shown = f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)"
-    choices = window.run(f"[...{panel}.querySelector('select').options].map(o => o.textContent)")
-    assert choices == ["prefill, efficient", "decode, efficient"]
-
-    def slide(name, exponent):
-        window.run(
-            f"(() => {{ const s = {panel}.querySelector('input[aria-label={name}]');"
-            f" s.value = {exponent}; s.dispatchEvent(new Event('input')); }})()"
-        )
-
-    for number, phase in enumerate(("prefill", "decode")):
-        window.run(
-            f"(() => {{ const s = {panel}.querySelector('select'); s.value = {number};"
-            " s.dispatchEvent(new Event('change')); })()"
-        )
-        for batch in (2, 8):
-            slide("B", 1 if batch == 2 else 3)
-            (step,) = study("deepseek", "--batch", str(batch), "--phase", phase, "--exec",
-                            "efficient").steps  # fmt: skip
-            cells = window.run(shown)
-            assert cells[0] == f"{si(step.cost.total_flops)}FLOP"
-            assert cells[1] == f"{si(step.cost.total_bytes)}B"
-        slide("B", 0)
-        assert window.run(f"{panel}.textContent").endswith("traced for B >= 2.")
-        slide("B", 1)
-    assert window.problems == []

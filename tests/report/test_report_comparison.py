@@ -12,7 +12,7 @@ from tracer.report.blocks import Section, Text, blocks_of
 from tracer.report.data import tables_of
 from tracer.report.document import as_document
 from tracer.report.sections.comparison import section
-from tracer.report.sides import side_from, side_of
+from tracer.report.sides import is_config, side_from, side_of
 from tracer.run import main
 
 
@@ -55,6 +55,20 @@ def test_another_model_differs_where_it_differs():
     )
 
 
+def test_a_config_of_any_name_is_a_model_and_a_run_is_a_run(tmp_path):
+    config = tmp_path / "small.json"
+    config.write_text('{"model_type": "llama"}')
+    assert is_config(config)
+    config.write_text(json.dumps(as_document(study("llama"))))
+    assert not is_config(config)
+    assert not is_config(tmp_path / "gone.json")
+
+
+def test_the_same_model_on_the_same_chip_is_an_earlier_run():
+    made = section(replace(study("llama"), compared=side_of(study("llama"))))
+    assert made.title == "Compared with an earlier run"
+
+
 def test_what_cannot_be_compared_with(tmp_path, capsys):
     with pytest.raises(UserError, match="no report"):
         (tmp_path / "report.json").write_text("{}")
@@ -63,5 +77,9 @@ def test_what_cannot_be_compared_with(tmp_path, capsys):
     assert main([*given("llama"), "--compare", str(tmp_path / "gone.json"), "--out", str(out)]) == 2
     assert "gone.json" in capsys.readouterr().err
     assert not out.exists()
+    (tmp_path / "damaged.json").write_text('{"results": []}')
+    other = str(tmp_path / "damaged.json")
+    assert main([*given("llama"), "--compare", other, "--out", str(out)]) == 2
+    assert "no report.json of --out" in capsys.readouterr().err
     assert main([*given("llama"), *SIZES, "--compare", "h100_sxm"]) == 2
     assert "--compare goes with --out" in capsys.readouterr().err

@@ -2,15 +2,25 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
-from report_studies import sections, study
+from matplotlib.figure import Figure as Canvas
+from report_studies import formulas, sections, study
 
+from tracer.cost import Conventions
+from tracer.machine import Timing
 from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
+from tracer.report.categories import Categories
 from tracer.report.data import tables_of
+from tracer.report.facts import gather
+from tracer.report.sections import build
+from tracer.report.sections.analytic import _ASSUMPTIONS
 from tracer.report.units import UNITS
 
-FAMILIES = ("deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "odd", "nothing")
+FAMILIES = (
+    "deepseek", "llama", "mixtral", "qwen3_moe", "gpt_oss", "vit", "convnet", "odd", "nothing",
+)  # fmt: skip
 
 
 @pytest.fixture(params=FAMILIES)
@@ -174,6 +184,121 @@ def test_attention_is_told_from_shapes(name, heads, cache):
     found = dict(tables(name)["fingerprint"].rows)
     assert found["attention heads"] == heads
     assert found.get("KV cache of a layer") == cache
+
+
+# Words that mean nothing to a model without experts, without sequences.
+NO_EXPERTS = ("expert", "routing", "routed")
+NO_TOKENS = ("token", "decode", "cache", "causal", "masked", "prompt", "tokens/s", "sequence")
+FOREIGN = {
+    "llama": NO_EXPERTS,
+    "vit": NO_EXPERTS + NO_TOKENS,
+    "convnet": NO_EXPERTS + NO_TOKENS,
+    "odd": NO_EXPERTS + NO_TOKENS,
+    "nothing": NO_EXPERTS + NO_TOKENS,
+}
+# Definitions of words, and rows of other models, are the same in every report.
+GENERAL = {"terms", "accuracy", "formulas"}
+
+
+def _words(name):
+    """(where, text) of all prose, captions, headers and text cells."""
+    whole = replace(study(name), **_fields(formulas(name)))
+    for item in placed(build(whole)):
+        for block in item.section.blocks:
+            if isinstance(block, Text):
+                yield item.section.title, block.text
+            elif isinstance(block, Table) and block.name not in GENERAL:
+                yield block.name, block.caption
+                yield block.name, " ".join(column.header for column in block.columns)
+                texts = [n for n, c in enumerate(block.columns) if c.unit == "text"]
+                for row in block.rows:
+                    yield block.name, " ".join(str(row[n]) for n in texts if row[n] is not None)
+
+
+def _fields(found):
+    return {k: v for k, v in found._asdict().items() if k != "remarks"}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_word_of_another_kind_of_model(name):
+    for where, text in _words(name):
+        for word in FOREIGN[name]:
+            assert word not in text.lower(), (where, word, text)
+
+
+def test_products_in_fp32_run_at_the_rate_of_vector_units():
+    """66.9 TFLOP/s of an H200: BF16 is 989.4 / 66.9 = 14.8 times as fast, and no roof is BF16's."""
+    found = tables("convnet")
+    roofs = {row[1]: row for row in found["roofs"].rows}
+    assert roofs["fp32"][2] == 66.9e12
+    assert roofs["fp32"][4] == pytest.approx(66.9 / 4.8)
+    waits = {row[0]: row for row in found["conclusions"].rows}
+    assert any("against a ridge of 14 (fp32)" in row[1] for row in waits.values())
+    advice = " ".join(column(found["next_steps"], "finding"))
+    assert "fp8" not in advice.lower()
+    facts = gather(study("convnet"))
+    assert [p.faster for p in facts.phases] == [
+        ("bf16", pytest.approx(989.4 / 66.9, rel=1e-3), 1)
+    ] * 2
+    drawn = [b for b in blocks_of(sections("convnet")) if isinstance(b, Figure)]
+    for figure in drawn:
+        canvas = Canvas()
+        figure.draw(canvas)
+        assert canvas.axes, figure.name
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_layers_own_sums_belong_to_no_block(name):
+    """What a table of modules has under the feed-forward is all of that category, to the byte;
+    residual sums are ops of the layer itself.
+    """
+    found = tables(name)
+    block = ".mlp" if name == "llama" else ".self_attn"
+    category = "feed-forward" if name == "llama" else "attention"
+    modules = found["modules_prefill_efficient"]
+    moved = sum(
+        nbytes
+        for module, nbytes in zip(column(modules, "module"), column(modules, "bytes"), strict=True)
+        if module.startswith(f"model.layers.*{block}")
+    )
+    step = next(s for s in study(name).steps
+                if (s.workload.phase, s.ledger.execution) == ("prefill", "efficient"))  # fmt: skip
+    costs = step.ledger.by(Categories(step.trace).of_part)
+    assert costs[category].total_bytes == moved
+    assert Categories(step.trace).of("model.layers.1") == "rest"
+
+
+# Section 2, the notation of 5.2 and the exploration of 6.7 of the seed report.
+SEED_TERMS = (
+    "F_theory", "F_tensorcore", "F_realizable", "eta_tc(B)", "M_eff", "B_sat", "P_peak",
+    "P_effective", "WRF_attn/dense/moe", "W_eff", "activation_fusion_factor",
+    "elementwise_bytes_factor", "A", "A_kv", "C_kv", "D", "bytes_weights", "bytes_activations",
+    "bytes_kv", "bytes_temporary", "bytes_hbm", "bytes_net", "bytes_total", "AI_hbm", "AI_total",
+    "OI_knee", "OI_inf_hbm(L)", "OI_net", "B_crit", "min B_g", "T_comp", "T_hbm", "T_net", "T_est",
+    "TF_est", "TF_roofline_hbm",
+)  # fmt: skip
+
+
+def test_every_term_of_the_seed_report_has_a_meaning_or_a_reason():
+    rows = tables("llama")["terms"].rows
+    known = {term: row for row in rows for term in row[0].split(", ")}
+    assert set(SEED_TERMS) <= known.keys()
+    for term in SEED_TERMS:
+        _, meaning, _, why = known[term]
+        assert meaning.endswith(".")
+        assert why or not meaning.startswith("Not "), term  # what is not used has a reason
+
+
+def test_every_assumption_says_what_it_is():
+    for of in (Timing(), Conventions()):
+        assert set(of.names()) <= _ASSUMPTIONS.keys()
+    shown = dict.fromkeys(column(tables("llama")["assumptions"], "name"))
+    assert {"causal", "host"} <= shown.keys()
+    assert (
+        not {"routing", "launch"} & shown.keys()
+    )  # no experts; kernels have launches of their own
+    assert "routing" in column(tables("deepseek")["assumptions"], "name")
+    assert not {"routing", "causal"} & set(column(tables("vit")["assumptions"], "name"))
 
 
 def test_an_unused_name_never_reaches_the_blocks_as_a_mark():

@@ -12,12 +12,12 @@ from tracer.report.findings import conclusions
 DECODE = PhaseFacts(
     phase="decode", batch=8, length=4096, tokens=8, step=0.010, bound=0.008,
     spread=(0.009, 0.0115), shares={"compute": 0.1, "memory": 0.8, "network": 0.0, "latency": 0.1},
-    flops=1e12, intensity=20.0, ridge=200.0, precision="bf16",
+    flops=1e12, intensity=20.0, ridge=200.0, precision="bf16", mix="bf16",
     bytes={"weights": 4e10, "activations": 1e9, "kv": 8e9, "temporary": 1e9, "gradients": 0,
            "optimizer": 0},
     categories={"attention": 0.004, "feed-forward": 0.006},
     held={"weights": 4e10, "kv": 1e10, "gradients": 0, "optimizer": 0, "activations": 1e9},
-    chips=1, launches=500, mfu=0.1, compute=0.001,
+    chips=1, launches=500, mfu=0.1, compute=0.001, products=0.001,
 )  # fmt: skip
 FACTS = Facts(
     model="m", chip="Chip", chip_memory=141e9, dtype="bf16", parameters=100, active=100,
@@ -51,7 +51,9 @@ def test_what_a_phase_waits_for(regime):
     )
     assert "20.0 FLOP/B against a ridge of 200 (bf16)" in finding.evidence
     # Left of the ridge: compute-bound time contradicts the sums, and that is said.
-    assert ("other side" in finding.evidence) == (regime == "compute")
+    assert ("by its sums alone it would be memory-bound" in finding.evidence) == (
+        regime == "compute"
+    )
 
 
 def test_no_resource_alone():
@@ -61,11 +63,24 @@ def test_no_resource_alone():
 
 
 def test_right_of_the_ridge_and_waiting_for_memory_is_said():
-    assert "other side" in rules(with_phase(intensity=500.0))["memory-bound"].evidence
+    evidence = rules(with_phase(intensity=500.0))["memory-bound"].evidence
+    assert "by its sums alone it would be compute-bound" in evidence
+    late = with_phase(intensity=500.0, shares=shares(latency=0.9, compute=0.1))
+    assert "by its sums" not in rules(late)["latency-bound"].evidence  # neither side is latency
+
+
+def test_the_ridge_is_that_of_the_mix():
+    mixed = rules(with_phase(mix="fp8 and bf16"))["memory-bound"]
+    assert mixed.evidence == "20.0 FLOP/B against a ridge of 200 (fp8 and bf16)"
 
 
 def test_it_fits():
-    assert rules(FACTS)["fits"].evidence == "decode holds most: 51 GB of 141 GB"
+    # One phase: there is no "every" and no "most".
+    assert rules(FACTS)["fits"].text == "Decode fits in one Chip."
+    assert rules(FACTS)["fits"].evidence == "decode holds 51 GB of 141 GB"
+    two = replace(FACTS, phases=(DECODE, replace(DECODE, phase="prefill", held={"kv": 1e9})))
+    assert rules(two)["fits"].text == "Every phase fits in one Chip."
+    assert rules(two)["fits"].evidence == "decode holds most: 51 GB of 141 GB"
     assert "shard" not in advice(FACTS)
 
 
@@ -74,12 +89,34 @@ def test_it_does_not_fit():
     facts = with_phase(chips=3, held=held)
     finding = rules(facts)["infeasible"]
     assert "decode needs at least 3 chips" in finding.text
-    assert "hypothetical" in finding.text
+    assert "that phase on one chip is hypothetical" in finding.text
     # 4e11 of 4.11e11 is 97 %.
     assert finding.evidence == "decode holds 411 GB, 97% of it weights; one chip has 141 GB"
     assert "fits" not in rules(facts)
     first = next_steps(facts)[0]
     assert (first.rule, first.saves) == ("shard", None)
+    # 1.1e10 are held beside the weights: 1.3e11 of 1.41e11 are left for them.
+    assert "at least 3 chips, or bring its weights down to 130 GB" in first.text
+
+
+def test_no_part_alone_makes_it_fit():
+    held = {"weights": 4e11, "kv": 0, "gradients": 4e11, "optimizer": 2.4e12, "activations": 1e11}
+    first = next_steps(with_phase(phase="training", chips=24, held=held))[0]
+    assert first.text.startswith("Spread it over at least 24 chips: until it fits")
+    assert first.evidence == "optimizer state 2,400 GB of 3,300 GB; one chip has 141 GB"
+    assert "73% of it optimizer state" in (
+        rules(with_phase(phase="training", chips=24, held=held))["infeasible"].evidence
+    )  # fmt: skip
+
+
+def test_every_phase_that_does_not_fit_says_so():
+    held = dict(DECODE.held, weights=4e11)
+    phases = tuple(replace(DECODE, phase=p, chips=3, held=held) for p in ("prefill", "decode"))
+    facts = replace(FACTS, phases=phases)
+    assert [f.phase for f in next_steps(facts) if f.rule == "shard"] == ["prefill", "decode"]
+    text = rules(facts)["infeasible"].text
+    assert "prefill needs at least 3 chips and decode needs at least 3 chips" in text
+    assert "those phases" in text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +125,8 @@ def test_it_does_not_fit():
 def test_the_role_that_dominates(role):
     moved = dict.fromkeys(DECODE.bytes, 1e9) | {role: 45e9}
     finding = rules(with_phase(bytes=moved))[f"{role}-dominated"]
-    assert finding.evidence == f"90.0% of 50.00 GB are {role}"  # 45 of 45 + 5
+    names = {"kv": "KV cache", "temporary": "temporary tensors", "optimizer": "optimizer state"}
+    assert finding.evidence == f"90.0% of 50.00 GB are {names.get(role, role)}"  # 45 of 45 + 5
 
 
 def test_no_role_dominates_or_memory_is_not_the_limit():
@@ -100,14 +138,16 @@ def test_no_role_dominates_or_memory_is_not_the_limit():
 
 def test_experts_or_dense():
     assert rules(FACTS)["dense"].text == (
-        "The model is dense; most time goes to feed-forward (60% of decode)."
+        "The model is dense; the largest part of the time goes to feed-forward in decode (60%)."
     )
+    assert rules(FACTS)["dense"].evidence == "100 parameters, all of which meet every token"
+    assert "every sample" in rules(replace(FACTS, item="sample"))["dense"].evidence
     categories = {"attention": 0.002, "experts": 0.008}
     moe = replace(
         with_phase(categories=categories), experts=64, top_k=8, expert_parameters=0.95, active=20
     )  # fmt: skip
     finding = rules(moe)["moe"]
-    assert finding.text == "The experts hold 95.0% of the parameters and take 80% of decode."
+    assert finding.text == "The experts hold 95.0% of the parameters and take 80% of decode time."
     assert finding.evidence == "64 experts, a token takes 8; 20.0% of the parameters meet a token"
     assert "dense" not in rules(moe)
 
@@ -122,14 +162,16 @@ def test_fusion_is_only_praised_where_it_helps():
 
 def test_crossovers():
     assert not {"crossover", "no-crossover"} & rules(FACTS).keys()
-    assert "crosses the ridge at batch 640" in rules(
-        with_phase(crossing=640.0, searched=4096)
-    )["crossover"].text  # fmt: skip
-    none = rules(with_phase(searched=4096))["no-crossover"]
-    assert "any batch up to 4,096" in none.text
-    assert "at batch 8" in none.evidence
-    prefill = with_phase(phase="prefill", searched=32768)
-    assert "any length up to 32,768" in rules(prefill)["no-crossover"].text
+    ahead = rules(with_phase(crossing=640.0, searched=None))["crossover"]
+    assert ahead.text == "Decode reaches the ridge at batch 640."
+    assert ahead.evidence == "20.0 FLOP/B at batch 8 against a ridge of 200 (bf16)"
+    behind = rules(with_phase(crossing=5.0, searched=None, intensity=300.0))["crossover"]
+    assert behind.text == "Decode is beyond the ridge from batch 5 on."
+    none = rules(with_phase(searched=4096, crossing_note="too few"))["no-crossover"]
+    assert none.text == "Decode reaches the ridge at no batch up to 4,096."
+    assert none.evidence.endswith("(bf16); too few")
+    prefill = with_phase(phase="prefill", axis="length", searched=None)
+    assert rules(prefill)["no-crossover"].text == "Prefill reaches the ridge at no length."
 
 
 def test_how_sure():
@@ -137,9 +179,15 @@ def test_how_sure():
     assert "-10%..+15%" in finding.text
     assert finding.evidence == "up to 30% of a phase's time rests on estimates"
     assert rules(FACTS)["spread"].evidence == "every count follows from shapes"
+    traces = rules(replace(FACTS, estimated=0.001, unmodelled=0.002))["spread"].evidence
+    assert (
+        traces == "less than 1% of a phase's time rests on estimates, less than 1% on bytes alone"
+    )
     assert "2% on bytes alone" in rules(replace(FACTS, unmodelled=0.02))["spread"].evidence
     strange = rules(replace(FACTS, calibrated=False))
-    assert "no kernel was measured on Chip" in strange["uncalibrated"].text
+    assert strange["uncalibrated"].text.startswith(
+        "No kernel was measured on Chip: its constants are another chip's, -10%..+15%"
+    )
     assert "spread" not in strange
     assert not {"spread", "uncalibrated"} & rules(with_phase(spread=None)).keys()
 
@@ -166,18 +214,37 @@ def test_what_the_cache_and_fusion_save():
 
 def test_more_sequences_only_for_a_decode_that_reads_weights():
     assert "10 times as high" in advice(FACTS)["batch"].evidence  # 200 / 20
+    assert "experts" not in advice(FACTS)["batch"].text
+    assert "experts that were not hit yet" in advice(replace(FACTS, experts=8))["batch"].text
     assert "batch" not in advice(with_phase(phase="prefill"))
     assert "batch" not in advice(with_phase(bytes=dict(DECODE.bytes) | {"kv": 9e10}))
 
 
 def test_compute_bound_advice():
-    busy = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.004, faster=("fp8", 2.0))
+    busy = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.004, products=0.009,
+                      faster=("fp8", 2.0, 1.0))  # fmt: skip
     found = advice(busy)
     assert found["precision"].saves == pytest.approx(0.0045)  # half of 9 ms
+    # A third of the products' time is FP8 already.
+    mixed = advice(replace(busy, phases=(replace(busy.phases[0], faster=("fp8", 2.0, 2 / 3)),)))
+    assert mixed["precision"].saves == pytest.approx(0.003)
+    assert mixed["precision"].text.startswith("Run the bf16 products in fp8")
     assert found["utilisation"].saves == pytest.approx(0.005)  # 9 ms take 4 at the peak
     assert "precision" not in advice(with_phase(shares=shares(compute=0.9, memory=0.1)))
-    full = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.009)
+    full = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.009, products=0.009)
     assert "utilisation" not in advice(full)
+
+
+def test_copies_that_wait_for_compute_are_no_products():
+    """Instructions bound them: larger tiles do nothing for them, fusion does."""
+    copies = with_phase(shares=shares(compute=0.9, memory=0.1), compute=0.001, products=0.002,
+                        faster=("fp8", 2.0, 1.0))  # fmt: skip
+    found = advice(copies)
+    assert found["utilisation"].saves == pytest.approx(0.001)
+    assert found["precision"].saves == pytest.approx(0.001)
+    # 9 ms less 2 ms of products, and 2e9 of 5e10 bytes of the 1 ms that waits for memory.
+    assert found["fuse"].saves == pytest.approx(0.007 + 0.001 * 0.04)
+    assert "70% for the instructions of copies" in found["fuse"].evidence
 
 
 def test_latency_and_network_advice():

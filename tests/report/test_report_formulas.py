@@ -1,6 +1,7 @@
 """What traces with symbols add: the same numbers as traces with numbers, at any size."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from page_arithmetic import evaluate
@@ -9,7 +10,11 @@ from report_studies import formulas, study
 from tracer.algebra import Guard, Scope, ceil_div, distinct, most
 from tracer.hardware import load_chip
 from tracer.report.arithmetic import condition, written
+from tracer.report.data import tables_of
+from tracer.report.facts import gather
+from tracer.report.findings import conclusions
 from tracer.report.records import Elasticity, Grid, GridPoint, Sensitivity
+from tracer.report.sections import build
 from tracer.report.sections.sensitivity import _agreement
 
 PHASES = ("prefill", "decode")
@@ -103,6 +108,61 @@ def test_a_batch_of_one_is_in_the_sweep_by_a_trace_of_its_own():
     assert sweep.points[0].step == alone.times.step
 
 
+def test_a_report_of_one_sequence_has_the_same_sweep():
+    """Its own trace has no batch to vary; another one does."""
+    one, two = (formulas("deepseek", "--batch", batch) for batch in ("1", "2"))
+    for phase in PHASES:
+        (mine,) = (s for s in one.sweeps if s.phase == phase)
+        (other,) = (s for s in two.sweeps if s.phase == phase)
+        if phase == "decode":
+            assert mine.points[:4] == other.points[:4]
+            assert [p.value for p in mine.points][:4] == [1, 2, 4, 8]
+            assert mine.crossings == other.crossings
+        else:
+            assert mine.held == {"batch": 1} or "batch" not in mine.held
+    assert one.decode_limits == two.decode_limits
+    assert one.remarks == (
+        "decode of one sequence: its experts are not spread over chips, a batch is",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "batch"), [("gpt_oss", "1"), ("deepseek", "2"), ("llama", "2")])
+def test_one_limit_and_one_batch_throughout_a_report(name, batch):
+    """Wherever a report has decode's limit, its ridge or the batch there, it is the same number."""
+    whole = replace(study(name, "--batch", batch), **{
+        k: v for k, v in formulas(name, "--batch", batch)._asdict().items() if k != "remarks"
+    })  # fmt: skip
+    tables = {t.name: t for t in tables_of(build(whole))}
+
+    def cells(table, **where):
+        keys = [c.key for c in tables[table].columns]
+        rows = [dict(zip(keys, row, strict=True)) for row in tables[table].rows]
+        return next(r for r in rows if all(r.get(k, v) == v for k, v in where.items()))
+
+    here = cells("decode_batching")
+    context = here["context"]
+    grid = cells("decode_limits", ep=1, context=context)
+    assert grid["intensity"] == here["limit"]
+    assert grid.get("batch") == here.get("batch")
+    limits = {row[0]: row[1] for row in tables["limits"].rows}
+    assert limits["FLOP/B of decode as the batch grows, at this context"] == here["limit"]
+    crossing = cells("crossings_decode_batch_h200_sxm", what="FLOP/B reaches the ridge")
+    assert crossing.get("value") == here.get("batch")
+    found = {f.rule: f for f in conclusions(gather(whole)) if f.phase == "decode"}
+    rule = found["no-crossover" if here.get("batch") is None else "crossover"]
+    assert f"a ridge of {here['ridge']:,.0f} (" in rule.evidence
+
+
+def test_images_are_swept_over_the_batch():
+    (sweep,) = formulas("vit").sweeps
+    assert (sweep.phase, sweep.axis, sweep.held) == ("forward", "batch", {})
+    for batch in (1, 16):
+        step = step_of("vit", "forward", "--batch", str(batch))
+        point = next(p for p in sweep.points if p.value == batch)
+        assert point.step == pytest.approx(step.times.step, rel=1e-9)
+        assert point.flops == step.cost.total_flops
+
+
 def test_where_something_changes_it_has_changed():
     (sweep,) = (s for s in formulas("llama").sweeps if s.phase == "decode")
     for crossing in sweep.crossings:
@@ -135,7 +195,6 @@ def test_experts_over_chips_send_what_leaves_a_chip():
 
 def test_a_model_without_closed_form_says_why_and_keeps_the_rest():
     found = formulas("odd")
-    assert found.sweeps is None
     assert found.closed_forms is not None or found.remarks
 
 

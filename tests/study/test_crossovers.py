@@ -10,6 +10,7 @@ from study_models import CHIP, by_hand, closed, model_of
 from tracer.algebra import Scope, distinct, least
 from tracer.algebra.expression import value_at
 from tracer.errors import UserError
+from tracer.report.studies import crossovers as text_of
 from tracer.study import crossovers
 from tracer.study.closed import EP
 from tracer.study.crossovers import crossover, first_crossing, never
@@ -118,6 +119,19 @@ def test_the_longest_context_fits_and_the_next_does_not():
     free = CHIP.memory_capacity - held.weights - value_at(held.activations, {"B": 64, "L": 1})
     assert found.value - 1 == free // (64 * 4 * 576 * 2)
     assert found.below.left <= CHIP.memory_capacity < found.above.left
+
+
+def test_where_nothing_fits_no_length_is_the_answer():
+    step = closed()
+    model = model_of(step)
+    model.defaults["capacity"] = 1e9  # the weights of the layer alone take more
+    found = crossovers.longest_context(step, model, {"B": 64})
+    held = value_at(step.memory.total, {"B": 64, "L": found.low}) / 1e9
+    assert held > 1
+    assert found.proof == f"none fits: L = {found.low} already holds {held:,.0f} GB"
+    lines = text_of([found]).splitlines()
+    assert lines[1] == f"  {found.proof}"
+    assert len([line for line in lines if "bytes held" in line]) == 1  # not the same line twice
 
 
 def test_exchanges_by_hand():

@@ -12,8 +12,11 @@ from study_models import CHIP, KERNELS, LAYERS, MODEL, ROOFLINE, by_hand, closed
 from tracer.capture.program import load_program
 from tracer.capture.workload import Workload, record
 from tracer.cost import price
+from tracer.hardware import load_chip
+from tracer.machine import Timing
 from tracer.machine.bounds import Box
 from tracer.machine.parts import Bound, Maxima
+from tracer.machine.symbolic import StepModel
 from tracer.machine.tables import Values
 from tracer.predict import predict
 from tracer.study.engine import Job
@@ -81,6 +84,19 @@ def test_blocks_of_a_grid_equal_single_points(timing):
     found = np.concatenate([blocks.seconds(b.axes, b.fixed, key=b.key).ravel() for b in grid])
     points = grid.points(np.arange(grid.size))
     assert found == pytest.approx(model.answer(points).seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("chip", ["tpu_v5e", "gaudi3", "mi300x", "rtx_4090"])
+def test_every_knob_of_any_chip_can_vary(chip):
+    """Blocks of points are single points, whatever figures the chip's datasheet lacks."""
+    step = closed()
+    model = StepModel(step.rows, load_chip(chip), Timing(), step.scope, step.network)
+    point = {"B": 16, "L": 512}
+    for knob in (model.names - {"B", "L", "EP"}) & model.defaults.keys():
+        values = [model.defaults[knob] * factor for factor in (0.5, 1.0)]
+        both = model.seconds({**point, knob: np.array(values)})
+        single = [float(model.seconds({**point, knob: value})[0]) for value in values]
+        assert list(both) == pytest.approx(single, rel=1e-12), knob
 
 
 def test_by_hand():

@@ -38,14 +38,17 @@ class Conventions:
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name}={getattr(self, name)}: give a positive number")
 
-    def notes(self) -> list[str]:
-        """One line for each choice in force, with a warning where it leaves physics behind."""
+    def notes(self, causal: bool = True, experts: bool = True) -> list[str]:
+        """One line for each choice in force, with a warning where it leaves physics behind.
+
+        Without `causal` attention or `experts` in the model, those choices bear on nothing.
+        """
         pairs = "S(S+1)/2 pairs" if self.causal == "pairs" else "all S^2 pairs"
-        lines = [
-            "1 multiply-add = 2 FLOPs; vector work is counted apart; GB = 1e9 bytes",
-            f"causal attention counts {pairs} (causal={self.causal})",
-            f"experts read: {_ROUTING_NOTES[self.routing]} (routing={self.routing})",
-        ]
+        lines = ["1 multiply-add = 2 FLOPs; vector work is counted apart; GB = 1e9 bytes"]
+        if causal:
+            lines.append(f"causal attention counts {pairs} (causal={self.causal})")
+        if experts:
+            lines.append(f"experts read: {_ROUTING_NOTES[self.routing]} (routing={self.routing})")
         if self.weight_residency != 1:
             line = f"weight bytes divided by weight_residency={self.weight_residency:g}"
             if self.weight_residency > 1:

@@ -65,7 +65,9 @@ def derived_of(chip: Chip, timing: Timing, precisions: frozenset[str]) -> dict[s
             lambda v: 1 / (v["bandwidth"] * v["memory_efficiency"]),
         ),
         ISSUE: Derived(
-            frozenset(("sms", "frequency", "clock", "reserved_sms", "vector")),
+            # A chip without SMs on its datasheet is divided into them by its BF16 rate.
+            frozenset(("sms", "frequency", "clock", "reserved_sms", "vector"))
+            | ({"peak.bf16"} if chip.sm_count is None else set()),
             lambda v: 1 / _issue(chip, v),
         ),
     }

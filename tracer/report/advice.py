@@ -8,33 +8,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .facts import Facts, PhaseFacts
-from .findings import DOMINATES, MATTERS, Finding
+from .findings import DOMINATES, HELD, MATTERS, Finding
 from .text import plural, seconds, si, size
 
 
 def next_steps(facts: Facts, most: int = 3) -> list[Finding]:
-    """What to try: what makes it run at all, then up to `most` a phase by what they may save."""
-    found = list(_fit(facts))
+    """A phase at a time: what makes it run at all, then up to `most` by what they may save."""
+    found: list[Finding] = []
     for phase in facts.phases:
+        found += _fit(facts, phase)
         mine = [f for rule in _NEXT for f in rule(facts, phase)]
         mine = [f for f in mine if (f.share or 0) >= MATTERS]
         found += sorted(mine, key=lambda f: -(f.share or 0))[:most]
     return found
 
 
-def _fit(facts: Facts) -> Iterator[Finding]:
-    tight = [p for p in facts.phases if not p.fits]
-    if tight:
-        worst = max(tight, key=lambda p: p.chips)
-        held = sum(worst.held.values())
-        kind = max(worst.held, key=lambda name: worst.held[name])
-        yield Finding(
-            "shard",
-            f"Spread {worst.phase} over at least {plural(worst.chips, 'chip')}, or make its {kind} "
-            "smaller: nothing below matters until it fits.",
-            f"{kind} {size(worst.held[kind])} of {size(held)}",
-            worst.phase,
-        )
+def _fit(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    if p.fits:
+        return
+    held = sum(p.held.values())
+    kind = max(p.held, key=lambda name: p.held[name])
+    other = ""
+    if held - p.held[kind] < facts.chip_memory:  # it would be enough to shrink what holds most
+        least = facts.chip_memory - (held - p.held[kind])
+        other = f", or bring its {HELD[kind]} down to {size(least)}"
+    yield Finding(
+        "shard",
+        f"Spread it over at least {plural(p.chips, 'chip')}{other}: until it fits, its other rows "
+        "are hypothetical.",
+        f"{HELD[kind]} {size(p.held[kind])} of {size(held)}; one chip has "
+        f"{size(facts.chip_memory)}",
+        p.phase,
+    )
 
 
 def _saving(p: PhaseFacts, rule: str, text: str, evidence: str, saves: float) -> Finding:
@@ -64,11 +69,11 @@ def _more_sequences(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     """Weights are read once for all sequences of a batch."""
     waits = _reading(p, "weights")
     if p.phase == "decode" and p.regime == "memory" and waits >= DOMINATES * p.step:
+        experts = ", less the experts that were not hit yet" if facts.experts else ""
         yield _saving(
             p, "batch",
-            "Decode more sequences together: per token, the reads of weights that they share "
-            "become free. The saving is per token, and experts that were not hit yet are read in "
-            "addition.",
+            "Decode more sequences together: a read of the weights serves all of them. The step "
+            f"grows, the time per token shrinks by up to this share{experts}.",
             f"{p.intensity:,.1f} FLOP/B at batch {p.batch}, the ridge is "
             f"{p.ridge / p.intensity:,.0f} times as high" if p.intensity else "no matrix work",
             waits,
@@ -88,9 +93,14 @@ def _smaller_cache(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 def _fuse(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = _reading(p, "activations", "temporary")
     moved = p.bytes.get("activations", 0) + p.bytes.get("temporary", 0)
+    why = f"{waits / p.step:.0%} of the step waits for {si(moved)}B of activations"
+    chains = p.shares.get("compute", 0.0) * p.step - p.products
+    if chains >= MATTERS * p.step:
+        why += f", {chains / p.step:.0%} for the instructions of copies and elementwise kernels"
+        waits += chains
     yield _saving(
         p, "fuse", "Fuse across the kernels that remain: activations written and read again.",
-        f"{waits / p.step:.0%} of the step waits for {si(moved)}B of activations", waits,
+        why, waits,
     )  # fmt: skip
 
 
@@ -110,24 +120,25 @@ def _optimizer(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 def _precision(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     if p.faster is None:
         return
-    name, ratio = p.faster
-    waits = p.shares.get("compute", 0.0) * p.step
+    name, ratio, part = p.faster
+    waits = p.products * part
+    which = "the products" if part > 0.99 else f"the {p.precision} products"
     yield _saving(
-        p, "precision", f"Run the products in {name}: {ratio:.1f} times the peak of {p.precision}.",
-        f"{waits / p.step:.0%} of the step waits for compute", waits * (1 - 1 / ratio),
+        p, "precision", f"Run {which} in {name}: {ratio:.1f} times the peak of {p.precision}.",
+        f"{waits / p.step:.0%} of the step waits for {which[4:]} to compute",
+        waits * (1 - 1 / ratio),
     )  # fmt: skip
 
 
 def _closer_to_peak(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
-    waits = p.shares.get("compute", 0.0) * p.step
-    lost = waits - p.compute
+    lost = p.products - p.compute
     if lost > 0:
         yield _saving(
             p, "utilisation",
             "Bring the products nearer to the peak: larger tiles, fewer and larger products, "
             "padding to tile sizes.",
-            f"what waits for compute takes {seconds(waits)}, its FLOPs at the datasheet's peak "
-            f"{seconds(p.compute)}", lost,
+            f"products that wait for compute take {seconds(p.products)}, all FLOPs at the "
+            f"datasheet's peak {seconds(p.compute)}", lost,
         )  # fmt: skip
 
 

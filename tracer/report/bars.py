@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .figures import SMALL, legend, plain_ticks
-from .palette import GRID, INK, ON_COLOUR, OTHER
+from .palette import GRID, INK, ON_COLOUR, OTHER, WAITS
 from .text import seconds, size
 
 
@@ -143,7 +143,7 @@ def draw_signed(figure: Any, rows: Sequence[tuple[str, float]], label: str, titl
     """A bar a row to the left or the right of zero, largest on top."""
     axes = figure.add_subplot()
     values = [value for _, value in rows]
-    colours = ["#c2562f" if value > 0 else "#2f7fb8" for value in values]
+    colours = [WAITS["compute"] if value > 0 else WAITS["memory"] for value in values]
     axes.barh(range(len(rows)), values, 0.6, color=colours)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=SMALL)

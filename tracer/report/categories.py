@@ -74,6 +74,8 @@ class Categories:
             return HEAD if self._attention or self._experts else PRODUCTS
         # The activation between two products belongs to them.
         block = self._block(path)
+        if any(_below(top, block) for top in self._attention):
+            return REST  # a layer's own ops, such as the residual sum
         if any("product" in self._runs[p] for p in self._runs if _below(p, block)):
             return FEED_FORWARD if self._attention else PRODUCTS
         return REST

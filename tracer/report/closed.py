@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..algebra import sample
@@ -40,13 +41,19 @@ def closed_forms(ledger: Ledger, phase: str) -> tuple[ClosedForm, ...]:
     )
 
 
-def closed_range(ledger: Ledger, phase: str) -> ClosedRange:
-    """Where the formulas hold: each condition in words, and as what must be above 0."""
+def closed_range(ledger: Ledger, phase: str, forms: Sequence[ClosedForm]) -> ClosedRange:
+    """Where `forms` hold: each condition in words, and as what must be above 0.
+
+    A size that stands in none of them has no bound: an image has no length.
+    """
     scope = ledger.trace.scope
     assert scope is not None
+    texts = [text for form in forms for text in (form.flops, *form.bytes.values())]
+    used = set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
     limits = [
         (f"{symbol.name} >= {symbol.low}", f"{symbol.name} - {symbol.low - 1}")
         for symbol in scope.symbols.values()
+        if symbol.name in used
     ]
     guards = [(str(guard), condition(guard)) for guard in scope.guards]
     return ClosedRange(phase, ledger.execution, tuple(limits + guards))

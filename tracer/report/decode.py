@@ -13,7 +13,7 @@ from ..cost.conventions import distinct_experts
 from ..cost.dataflow import Dataflow
 from ..cost.work import ATTENTION, GATHER, GROUPED_GEMM
 from ..predict import Step
-from .facts import main_precision
+from .facts import main_precision, mixed_ridge
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,3 @@ def batching(step: Step) -> Batching:
         step.memory.kv / batch,
         step.memory.weights,
     )
-
-
-def mixed_ridge(step: Step) -> float:
-    """FLOP/B at which the FLOPs, each at the peak of its precision, take as long as the bytes."""
-    seconds = 0.0
-    for precision, flops in step.cost.flops.items():
-        peak = step.chip.peak.get(precision) or step.chip.vector.get(precision)
-        seconds += flops / peak if peak else 0.0
-    if not seconds:
-        return float(step.chip.ridge(main_precision(step)))
-    return float(step.cost.total_flops / seconds / step.chip.memory_bandwidth)

@@ -12,6 +12,7 @@ from ..predict import Step
 from .categories import EXPERTS, ORDER, Categories
 from .records import RIDGE
 from .summary import Study
+from .text import listed
 
 MEMORY_KINDS = ("weights", "kv", "gradients", "optimizer", "activations")
 
@@ -29,9 +30,10 @@ class PhaseFacts:
     """One phase on one chip, in the execution that the report details.
 
     `shares` is of the step's time by what it waits for, `bytes` by role, `categories` seconds by
-    category, `held` bytes by what they are for; `ridge` is that of the precision of most work.
-    `crossing` is the batch (or length) at which the phase changes its regime, None if none was
-    found up to `searched`; `searched` is 0 where nobody looked.
+    category, `held` bytes by what they are for; `ridge` is that of the step's mix of precisions,
+    which `mix` names, and `precision` is that of most work. `crossing` is the value of `axis` (its
+    batch or length) at which the sums reach the ridge, None if none does; `searched` is how far
+    that was looked for, None where it is proven for all sizes, 0 where nobody looked.
     """
 
     phase: str
@@ -46,17 +48,22 @@ class PhaseFacts:
     intensity: float
     ridge: float
     precision: str
+    mix: str
     bytes: Mapping[str, float]
     categories: Mapping[str, float]
     held: Mapping[str, float]
     chips: int
     launches: int
     mfu: float
-    compute: float  # s of the matrix work at the datasheet's peak
-    faster: tuple[str, float] | None = None  # a smaller precision and its rate over this one's
+    compute: float  # s of the products at the datasheet's peak
+    # A smaller precision, its rate over this one's, and this one's part of the products' seconds.
+    faster: tuple[str, float, float] | None = None
+    products: float = 0.0  # s of kernels with products that wait for compute
     naive: Naive | None = None
     crossing: float | None = None
-    searched: int = 0
+    searched: int | None = 0
+    axis: str = "batch"
+    crossing_note: str = ""  # what bears on the crossing, such as the memory that it would take
 
     @property
     def regime(self) -> str:
@@ -98,6 +105,7 @@ class Facts:
     unmodelled: float = 0.0
     calibrated: bool = True
     eager: bool = False  # the host launches every kernel on its own
+    item: str = "token"  # what a step counts
 
     def phase(self, name: str) -> PhaseFacts | None:
         """The phase of that name, if it was asked for."""
@@ -119,11 +127,51 @@ def steps_of(study: Study, execution: str | None = None, chip: int = 0) -> list[
     ]
 
 
+def rates(step: Step) -> dict[str, float]:
+    """FLOP/s by precision: matrix units, and vector units for what the step runs on them."""
+    chip = step.chip
+    own = {p: chip.vector[p] for p in step.cost.flops if p not in chip.peak and p in chip.vector}
+    return {**own, **chip.peak}
+
+
 def main_precision(step: Step) -> str:
     """That of most matrix FLOPs, as far as the chip has a rate for it."""
-    known = {p: f for p, f in step.cost.flops.items() if p in step.chip.peak}
+    known = {p: f for p, f in step.cost.flops.items() if p in rates(step)}
     usual = "bf16" if "bf16" in step.chip.peak else next(iter(step.chip.peak))
     return max(known, key=lambda name: known[name], default=usual)
+
+
+def mixed_ridge(step: Step) -> float:
+    """FLOP/B at which the FLOPs, each at the peak of its precision, take as long as the bytes."""
+    seconds = sum(_at_peak(step).values())
+    if not seconds:
+        return float(rates(step)[main_precision(step)] / step.chip.memory_bandwidth)
+    return float(step.cost.total_flops / seconds / step.chip.memory_bandwidth)
+
+
+def mix_of(step: Step) -> str:
+    """Precisions of at least 1 % of the matrix FLOPs, most first: "fp8 and bf16"."""
+    whole = step.cost.total_flops
+    ordered = sorted(step.cost.flops.items(), key=lambda item: -item[1])
+    names = [name for name, flops in ordered if flops >= 0.01 * whole > 0]
+    return listed(names or [main_precision(step)])
+
+
+def masks(study: Study) -> bool:
+    """Whether attention is causal in some step: fused, it then runs fewer pairs than naive."""
+    flops: dict[str, set[float]] = {}
+    for step in study.steps:
+        if step.workload.phase in ("prefill", "decode"):
+            return True
+        flops.setdefault(step.workload.phase, set()).add(step.cost.total_flops)
+    return any(len(found) > 1 for found in flops.values())
+
+
+def item_of(study: Study) -> str:
+    """What a step counts: tokens of sequences, or samples where an input has no length."""
+    works = [step.workload for step in study.steps]
+    plain = all(work.phase != "decode" and work.seq == 1 for work in works)
+    return "sample" if plain else "token"
 
 
 def routing(study: Study) -> tuple[int, int]:
@@ -185,6 +233,7 @@ def gather(study: Study) -> Facts:
         by_category.get(EXPERTS, 0) / total if total else 0.0,
         worst["estimated"], worst["unmodelled"],
         calibration is None or calibration.status() != "uncalibrated", study.timing.host > 0,
+        item_of(study),
     )  # fmt: skip
 
 
@@ -195,33 +244,53 @@ def _phase(study: Study, step: Step) -> PhaseFacts:
         if s.workload.phase == work.phase and step.ledger.execution == EFFICIENT
     ]  # fmt: skip
     precision = main_precision(step)
-    crossing, searched = _crossing(study, work.phase, step)
+    crossing, searched, axis, note = _crossing(study, work.phase, step)
     return PhaseFacts(
         work.phase, work.batch, work.context if work.phase == "decode" else work.seq, work.tokens,
         times.step, times.bound, times.interval(), times.shares(), step.cost.total_flops,
-        step.cost.intensity, step.chip.ridge(precision), precision, step.cost.bytes_by_role,
+        step.cost.intensity, mixed_ridge(step), precision, mix_of(step), step.cost.bytes_by_role,
         times.by(Categories(step.trace).key_of_time),
         {kind: getattr(step.memory, kind) for kind in MEMORY_KINDS},
-        step.chips_at_least, times.launches, step.mfu, times.compute, _faster(step, precision),
+        step.chips_at_least, times.launches, step.mfu, sum(_at_peak(step).values()),
+        _faster(step, precision), _products(step),
         Naive(other[0].times.step, other[0].cost.total_bytes) if other else None,
-        crossing, searched,
+        crossing, searched, axis, note,
     )  # fmt: skip
 
 
-def _faster(step: Step, precision: str) -> tuple[str, float] | None:
+def _at_peak(step: Step) -> dict[str, float]:
+    """Seconds of the products of each precision at the datasheet's rate."""
+    known = rates(step)
+    return {p: flops / known[p] for p, flops in step.cost.flops.items() if p in known}
+
+
+def _products(step: Step) -> float:
+    """Seconds that kernels with products wait for compute; copies and chains may wait for it too,
+    where instructions bound them.
+    """
+    return sum(
+        k.total - k.launch for k in step.times.kernels
+        if k.works == "compute" and k.kernel.cost.total_flops
+    )  # fmt: skip
+
+
+def _faster(step: Step, precision: str) -> tuple[str, float, float] | None:
     """The next smaller precision that the chip has units for."""
-    peak = step.chip.peak
+    known = rates(step)
     smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
     found = smaller.get(precision, "")
-    if found not in peak or precision not in peak or peak[found] <= peak[precision]:
+    if found not in known or precision not in known or known[found] <= known[precision]:
         return None
-    return found, float(peak[found] / peak[precision])
+    seconds = _at_peak(step)
+    part = seconds.get(precision, 0.0) / (sum(seconds.values()) or 1.0)
+    return found, float(known[found] / known[precision]), part
 
 
-def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int]:
+def _crossing(study: Study, phase: str, step: Step) -> tuple[float | None, int | None, str, str]:
     for sweep in study.sweeps or ():
         if sweep.phase == phase and sweep.chip == step.chip.id:
             for crossing in sweep.crossings:
                 if (crossing.execution, crossing.what) == (step.ledger.execution, RIDGE):
-                    return crossing.value, crossing.searched_to
-    return None, 0
+                    axis = "batch" if sweep.axis == "batch" else "length"
+                    return crossing.value, crossing.searched_to, axis, crossing.note
+    return None, 0, "batch", ""

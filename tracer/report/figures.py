@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 class Roof(NamedTuple):
-    """A chip's ceiling in one precision."""
+    """A chip's ceiling in one precision: of its matrix units, or of vector units without them."""
 
     chip: Chip
     precision: str
@@ -40,12 +40,13 @@ class Roof(NamedTuple):
     @property
     def peak(self) -> float:
         """FLOP/s."""
-        return float(self.chip.peak_for(self.precision))
+        units = self.chip.peak if self.precision in self.chip.peak else self.chip.vector
+        return float(units[self.precision])
 
     @property
     def ridge(self) -> float:
         """FLOP/B."""
-        return float(self.chip.ridge(self.precision))
+        return self.peak / float(self.chip.memory_bandwidth)
 
     def at(self, intensity: float) -> float:
         """FLOP/s that it allows at `intensity`."""

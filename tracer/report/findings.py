@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .facts import Facts, PhaseFacts
-from .text import plural, seconds, si, size
+from .text import listed, plural, seconds, si, size
 
 MATTERS = 0.05  # of a step: less is not worth a line
 DOMINATES = 0.5  # of the bytes, or of the memory held
+HELD = {
+    "weights": "weights", "kv": "KV cache", "gradients": "gradients",
+    "optimizer": "optimizer state", "activations": "activations",
+}  # fmt: skip
+ROLES = HELD | {"temporary": "temporary tensors"}
 CLEAR = 0.6  # of the time, from which one resource alone is the limit
 
 
@@ -43,9 +48,10 @@ def _limits(facts: Facts) -> Iterator[Finding]:
             text = f"{p.phase.capitalize()} is split, {p.regime} first"
         why = "no matrix work"
         if p.intensity:
-            why = f"{p.intensity:,.1f} FLOP/B against a ridge of {p.ridge:,.0f} ({p.precision})"
-            if (p.regime == "compute") != (p.intensity > p.ridge):
-                why += "; the sums lie on the other side of the ridge than most kernels' time"
+            why = f"{p.intensity:,.1f} FLOP/B against a ridge of {p.ridge:,.0f} ({p.mix})"
+            side = "compute" if p.intensity > p.ridge else "memory"
+            if p.regime in ("compute", "memory") and p.regime != side:
+                why += f"; by its sums alone it would be {side}-bound, kernel by kernel it is not"
         yield Finding(
             f"{p.regime}-bound" if share >= CLEAR else "split",
             f"{text}: {share:.0%} of its {seconds(p.step)} waits for {p.regime}, "
@@ -62,21 +68,24 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         if facts.phases:
             most = max(facts.phases, key=lambda p: sum(p.held.values()))
             held = sum(most.held.values())
+            one = len(facts.phases) == 1
             yield Finding(
                 "fits",
-                f"Every phase fits in one {facts.chip}.",
-                f"{most.phase} holds most: {size(held)} of {size(facts.chip_memory)}",
+                f"{most.phase.capitalize() if one else 'Every phase'} fits in one {facts.chip}.",
+                f"{most.phase} holds {'' if one else 'most: '}{size(held)} of "
+                f"{size(facts.chip_memory)}",
             )
         return
-    names = ", ".join(f"{p.phase} needs at least {plural(p.chips, 'chip')}" for p in tight)
+    names = listed([f"{p.phase} needs at least {plural(p.chips, 'chip')}" for p in tight])
+    which = "that phase" if len(tight) == 1 else "those phases"
     worst = max(tight, key=lambda p: p.chips)
     held = sum(worst.held.values())
     kind = max(worst.held, key=lambda name: worst.held[name])
     yield Finding(
         "infeasible",
-        f"It does not fit in one {facts.chip}: {names}. Throughput of those phases on one chip is "
+        f"It does not fit in one {facts.chip}: {names}. Throughput of {which} on one chip is "
         "hypothetical.",
-        f"{worst.phase} holds {size(held)}, {worst.held[kind] / held:.0%} of it {kind}; "
+        f"{worst.phase} holds {size(held)}, {worst.held[kind] / held:.0%} of it {HELD[kind]}; "
         f"one chip has {size(facts.chip_memory)}",
     )
 
@@ -102,7 +111,7 @@ def _bytes(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 f"{role}-dominated",
                 f"{p.phase.capitalize()} {_MEANS[role]}.",
-                f"{share:.1%} of {si(p.moved)}B are {role}",
+                f"{share:.1%} of {si(p.moved)}B are {ROLES[role]}",
                 p.phase,
             )
 
@@ -110,26 +119,27 @@ def _bytes(facts: Facts) -> Iterator[Finding]:
 def _experts(facts: Facts) -> Iterator[Finding]:
     """Parameters of experts are not their time."""
     if facts.expert_parameters and facts.experts:
-        times = ", ".join(
-            f"{p.categories.get('experts', 0) / p.step:.0%} of {p.phase}" for p in facts.phases
+        times = listed(
+            [f"{p.categories.get('experts', 0) / p.step:.0%} of {p.phase}" for p in facts.phases]
         )
         chosen = f", a token takes {facts.top_k}" if facts.top_k else ""
         yield Finding(
             "moe",
-            f"The experts hold {facts.expert_parameters:.1%} of the parameters and take {times}.",
+            f"The experts hold {facts.expert_parameters:.1%} of the parameters and take {times} "
+            "time.",
             f"{facts.experts} experts{chosen}; {facts.active / facts.parameters:.1%} of the "
             "parameters meet a token",
         )
     elif facts.parameters:
-        where = ", ".join(
-            f"{_largest(p)[0]} ({_largest(p)[1] / p.step:.0%} of {p.phase})" for p in facts.phases
-        )
+        where = listed([
+            f"{_largest(p)[0]} in {p.phase} ({_largest(p)[1] / p.step:.0%})" for p in facts.phases
+        ])  # fmt: skip
         yield Finding(
             "dense",
-            f"The model is dense; most time goes to {where}.",
-            f"{facts.parameters:,} parameters, all of which meet every token"
+            f"The model is dense; the largest part of the time goes to {where}.",
+            f"{facts.parameters:,} parameters, all of which meet every {facts.item}"
             if facts.active == facts.parameters
-            else f"{facts.active:,} of {facts.parameters:,} parameters meet a token",
+            else f"{facts.active:,} of {facts.parameters:,} parameters meet a {facts.item}",
         )
 
 
@@ -154,31 +164,37 @@ def _execution(facts: Facts) -> Iterator[Finding]:
 def _crossover(facts: Facts) -> Iterator[Finding]:
     """Where the regime changes, if anyone looked."""
     for p in facts.phases:
-        axis = "batch" if p.phase == "decode" else "length"
-        if not p.searched:
+        if p.searched == 0:
             continue
         if p.crossing is None:
+            reach = "" if p.searched is None else f" up to {p.searched:,}"
             yield Finding(
                 "no-crossover",
-                f"{p.phase.capitalize()} does not reach the ridge at any {axis} up to "
-                f"{p.searched:,}.",
-                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}; {_RIDGE}",
+                f"{p.phase.capitalize()} reaches the ridge at no {p.axis}{reach}.",
+                _now(p),
                 p.phase,
             )
         else:
+            verb = "is beyond the ridge from" if _at(p) >= p.crossing else "reaches the ridge at"
+            more = " on" if _at(p) >= p.crossing else ""
             yield Finding(
                 "crossover",
-                f"{p.phase.capitalize()} crosses the ridge at {axis} {p.crossing:,.0f}.",
-                f"{p.intensity:,.1f} FLOP/B at {axis} {_at(p):,}; {_RIDGE}",
+                f"{p.phase.capitalize()} {verb} {p.axis} {p.crossing:,.0f}{more}.",
+                _now(p),
                 p.phase,
             )
 
 
-_RIDGE = "at the ridge the FLOPs, each at its precision's peak, take as long as the bytes"
+def _now(p: PhaseFacts) -> str:
+    note = f"; {p.crossing_note}" if p.crossing_note else ""
+    return (
+        f"{p.intensity:,.1f} FLOP/B at {p.axis} {_at(p):,} against a ridge of {p.ridge:,.0f} "
+        f"({p.mix}){note}"
+    )
 
 
 def _at(p: PhaseFacts) -> int:
-    return p.batch if p.phase == "decode" else p.length
+    return p.batch if p.axis == "batch" else p.length
 
 
 def _trust(facts: Facts) -> Iterator[Finding]:
@@ -188,10 +204,11 @@ def _trust(facts: Facts) -> Iterator[Finding]:
         return
     worst = max(wide, key=lambda p: (p.spread or (0, 0))[1] / p.step)
     low, high = worst.spread or (worst.step, worst.step)
-    text = f"The seconds are good to {low / worst.step - 1:+.0%}..{high / worst.step - 1:+.0%}"
+    reach = f"{low / worst.step - 1:+.0%}..{high / worst.step - 1:+.0%}"
+    text = f"The seconds are good to {reach}"
     if not facts.calibrated:
-        text += f"; no kernel was measured on {facts.chip}, its constants are another chip's"
-    more = f", {facts.unmodelled:.0%} on bytes alone" if facts.unmodelled else ""
+        text = f"No kernel was measured on {facts.chip}: its constants are another chip's, {reach}"
+    more = f", {_percent(facts.unmodelled)} on bytes alone" if facts.unmodelled else ""
     yield Finding(
         "uncalibrated" if not facts.calibrated else "spread",
         f"{text} (P10 to P90 of the kernel constants, {worst.phase}).",
@@ -202,7 +219,12 @@ def _trust(facts: Facts) -> Iterator[Finding]:
 def _estimated(facts: Facts) -> str:
     if not facts.estimated:
         return "every count follows from shapes"
-    return f"up to {facts.estimated:.0%} of a phase's time rests on estimates"
+    return f"{_percent(facts.estimated)} of a phase's time rests on estimates"
+
+
+def _percent(share: float) -> str:
+    """At most so much of something; a trace of it is not 0 %."""
+    return f"up to {share:.0%}" if share >= 0.005 else "less than 1%"
 
 
 _CONCLUSIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (

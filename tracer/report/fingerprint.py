@@ -204,7 +204,8 @@ _TELLING = (
     "qk_rope_head_dim", "v_head_dim", "scoring_func", "n_group", "topk_group", "vocab_size",
     "max_position_embeddings", "sliding_window", "rope_theta", "hidden_act",
     "tie_word_embeddings", "num_nextn_predict_layers", "image_size", "patch_size", "num_labels",
-    "num_channels", "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim",
+    "num_channels", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONG = 36  # characters of a name, from which it may break
+_MID = 16  # of one that should not break at every word
 _WIDE = 60  # characters of a cell that wants room
 _SCRIPTS = ("page.js", "tables.js")
 _EXPLORER = ("core.js", "closed.js", "roofline.js", "timeline.js", "tree.js")
@@ -129,7 +130,9 @@ def _cells(block: Table, row: tuple[Any, ...], leads: bool) -> str:
             long = ' class="long"' if len(text) > _LONG else ""
             found.append(f"<td><code{long}>{html.escape(text)}</code></td>")
         else:
-            wide = ' class="wide"' if len(text) > _WIDE else ""
+            wide = (
+                ' class="wide"' if len(text) > _WIDE else ' class="mid"' if len(text) > _MID else ""
+            )
             found.append(f"<td{wide}>{inline(text)}</td>")
     return "".join(found)
 

@@ -6,13 +6,15 @@ stands for. `parts` of one kernel with one module, op and shapes are one row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..cost import ROLES, Ledger
 from ..machine import Times
+from ..predict import Step
 from . import palette
 from .categories import Categories
+from .facts import rates, steps_of
 from .provenance import Origin, origin_of
 from .summary import Study
 from .text import pattern
@@ -80,9 +82,9 @@ def payload(study: Study) -> dict[str, Any]:
         "merged": merged,
         "roles": list(ROLES),
         "chips": [
-            {"id": c.id, "name": c.name, "peak": dict(c.peak), "bandwidth": c.memory_bandwidth,
-             "capacity": c.memory_capacity}
-            for c in study.chips
+            {"id": c.id, "name": c.name, "bandwidth": c.memory_bandwidth,
+             "capacity": c.memory_capacity, **_rates(steps_of(study, chip=number))}
+            for number, c in enumerate(study.chips)
         ],
         "steps": steps,
         "ledgers": packed,
@@ -97,6 +99,15 @@ def payload(study: Study) -> dict[str, Any]:
         "closed_ranges": [limits._asdict() for limits in study.closed_ranges or ()],
         "strings": strings.all,
     }  # fmt: skip
+
+
+def _rates(steps: Sequence[Step]) -> dict[str, Any]:
+    """FLOP/s by precision on one chip, and the precisions that products of these steps have."""
+    known: dict[str, float] = {}
+    for step in steps:
+        known |= rates(step)
+    used = dict.fromkeys(p for step in steps for p, flops in step.cost.flops.items() if flops)
+    return {"peak": known, "used": [p for p in used if p in known]}
 
 
 def _modules(study: Study, merged: bool) -> dict[str, list[Any]]:

@@ -33,12 +33,15 @@ RIDGE = "FLOP/B reaches the ridge"  # the crossing that conclusions are drawn fr
 
 
 class Crossing(NamedTuple):
-    """Where `what` happens on a sweep's axis; `value` is None if not up to `searched_to`."""
+    """Where `what` happens on a sweep's axis; `value` is None if not up to `searched_to`.
+
+    `searched_to` is None where the answer is proven for all sizes.
+    """
 
     execution: str
     what: str  # such as RIDGE
     value: float | None
-    searched_to: int
+    searched_to: int | None
     note: str = ""  # such as "its cache alone needs 14 chips"
 
 

@@ -38,6 +38,15 @@ def side_of(study: Study, chip: int = 0) -> Side:
     return Side(f"{study.name} in {study.dtype}", study.chips[chip].id, study.command, steps)
 
 
+def is_config(path: Path) -> bool:
+    """Whether it is a model's config.json under whatever name, and no report of a run."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and bool({"model_type", "architectures"} & document.keys())
+
+
 def side_from(path: Path) -> Side:
     """What `--out` left: `report.json` and `ops.csv` beside it, of its first chip.
 

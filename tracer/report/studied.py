@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PHASES = ("prefill", "decode", "forward")  # training's formulas take longer than its report
-_AXES = {"prefill": ("seq",), "decode": ("batch",)}
+_AXES = {"prefill": ("seq",), "decode": ("batch",), "forward": ("batch",)}
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,23 @@ def study(program: Program, asked: Asked) -> Studied:
         found: dict[str, Closed] = {}
         for execution in asked.executions:
             try:
-                ledger = _ledger(program, asked, phase, execution)
-                found[execution] = close(ledger, program.name, phase, SYMBOLS, program.longest)
+                ledger = _ledger(program, _workload(asked, phase), asked.conventions, execution)
+                found[execution] = _closed(program, ledger, phase)
             except UserError as error:
                 told.append(f"{phase}, {execution}: no formulas in symbols ({error})")
                 continue
-            forms += closed_forms(ledger, phase)
-            ranges.append(closed_range(ledger, phase))
+            mine = closed_forms(ledger, phase)
+            forms += mine
+            ranges.append(closed_range(ledger, phase, mine))
             if execution == EFFICIENT or EFFICIENT not in asked.executions:
                 lines += sublayers(ledger, phase)
-        alone = _tried(told, f"{phase} of one sequence", _alone, program, asked, phase, found) or []
+        batched, alone = found, list[Ledger]()
+        if "batch" in _AXES.get(phase, ()):
+            batched = _tried(told, f"{phase} of many", _many, program, asked, phase, found) or {}
+            alone = _tried(told, f"{phase} of one", _alone, program, asked, phase, batched) or []
         for chip in asked.chips:
-            _answer(answers, told, asked, phase, found, alone, chip)
+            _answer(answers, told, asked, phase, found, chip)
+            _sweep(answers, told, asked, phase, batched, alone, chip)
     sensitivity = Sensitivity(tuple(answers.elasticities), tuple(answers.grids))
     return Studied(
         tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
@@ -114,25 +119,44 @@ class _Answers(NamedTuple):
     messages: list[Message]
 
 
-def _answer(
-    answers: _Answers, told: list[str], asked: Asked, phase: str, found: Mapping[str, Closed],
-    alone: Sequence[Ledger], chip: Chip,
-) -> None:  # fmt: skip
-    """All questions about one phase on one chip."""
-    every = [
+def _on(
+    told: list[str], asked: Asked, phase: str, found: Mapping[str, Closed], chip: Chip
+) -> list[swept.Formulas]:
+    """The closed forms of a phase on one chip."""
+    return [
         f for execution, closed in found.items()
         if (f := _tried(told, f"{phase}, {execution} on {chip.id}", swept.formulas, execution,
                         closed, chip, asked.timing)) is not None
     ]  # fmt: skip
+
+
+def _sweep(
+    answers: _Answers, told: list[str], asked: Asked, phase: str, found: Mapping[str, Closed],
+    alone: Sequence[Ledger], chip: Chip,
+) -> None:  # fmt: skip
+    """What asks for other sizes than those of the report: sweeps, and decode of any batch."""
+    every = _on(told, asked, phase, found, chip)
     for axis in _AXES.get(phase, ()):
-        steps = []
-        if axis == "batch":
-            work = replace(_workload(asked, phase), batch=1)
-            steps = [predict(work, ledger, chip, asked.timing) for ledger in alone]
+        work = replace(_workload(asked, phase), batch=1)
+        steps = [predict(work.as_run(x.trace), x, chip, asked.timing) for x in alone]
         made = _tried(told, f"{phase} over {axis} on {chip.id}", swept.sweep, phase, axis, every,
                       steps)  # fmt: skip
         answers.sweeps.extend([made] if made is not None else [])
     best = next((f for f in every if f.execution == EFFICIENT), None)
+    if phase == "decode" and best is not None:
+        limits = _tried(told, f"limits of decode on {chip.id}", swept.decode_limits, best,
+                        asked.timing)  # fmt: skip
+        answers.limits.extend(limits or [])
+
+
+def _answer(
+    answers: _Answers, told: list[str], asked: Asked, phase: str, found: Mapping[str, Closed],
+    chip: Chip,
+) -> None:  # fmt: skip
+    """Questions about one phase on one chip at the sizes of the report."""
+    best = next(
+        (f for f in _on(told, asked, phase, found, chip) if f.execution == EFFICIENT), None
+    )  # fmt: skip
     if best is None:
         return
     mine = _tried(told, f"sensitivity of {phase} on {chip.id}", moved.elasticities, phase, best)
@@ -140,15 +164,14 @@ def _answer(
         answers.elasticities.extend(mine)
         grid = _tried(told, f"grid of {phase} on {chip.id}", moved.grid, phase, best, mine)
         answers.grids.extend([grid] if grid is not None else [])
+    if phase == "decode" and asked.batch == 1 and best.closed.experts is not None:
+        told.append("decode of one sequence: its experts are not spread over chips, a batch is")
+        return
     envelope = _tried(told, f"experts of {phase} over chips like {chip.id}", spread.envelope,
                       phase, best, asked.timing)  # fmt: skip
     if envelope is not None:
         answers.plans.extend(envelope[0])
         answers.messages.extend(envelope[1])
-    if phase == "decode":
-        limits = _tried(told, f"limits of decode on {chip.id}", swept.decode_limits, best,
-                        asked.timing)  # fmt: skip
-        answers.limits.extend(limits or [])
 
 
 def _tried(told: list[str], what: str, make: Callable[..., T], *args: Any) -> T | None:
@@ -166,12 +189,31 @@ def _workload(asked: Asked, phase: str) -> Workload:
     return Workload(phase, asked.batch, asked.seq, asked.context, "none")
 
 
-def _ledger(program: Program, asked: Asked, phase: str, execution: str) -> Ledger:
+def _closed(program: Program, ledger: Ledger, phase: str) -> Closed:
+    return close(ledger, program.name, phase, SYMBOLS, program.longest)
+
+
+def _ledger(
+    program: Program, work: Workload, conventions: Conventions, execution: str
+) -> Ledger:  # fmt: skip
     from ..capture.workload import record_symbolic
 
     attention = "naive" if execution == NAIVE else "fused"
-    trace = record_symbolic(program, _workload(asked, phase), attention=attention)
-    return price(trace, asked.conventions, execution=execution)
+    trace = record_symbolic(program, work, attention=attention)
+    return price(trace, conventions, execution=execution)
+
+
+def _many(
+    program: Program, asked: Asked, phase: str, found: Mapping[str, Closed]
+) -> dict[str, Closed]:
+    """Formulas with the batch as a symbol: a report of one sequence has none and traces two."""
+    work = replace(_workload(asked, phase), batch=2)
+    return {
+        execution: closed
+        if "B" in closed.scope.symbols or asked.batch > 1
+        else _closed(program, _ledger(program, work, asked.conventions, execution), phase)
+        for execution, closed in found.items()
+    }
 
 
 def _alone(
@@ -180,8 +222,6 @@ def _alone(
     """One sequence takes other branches, so formulas start at two; it is traced for sweeps."""
     from ..capture.workload import record
 
-    if "batch" not in _AXES.get(phase, ()):
-        return []
     work = replace(_workload(asked, phase), batch=1)
     ledgers = []
     for execution, closed in found.items():

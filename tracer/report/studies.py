@@ -64,9 +64,11 @@ def _crossover(answer: Crossover) -> str:
     lines = [answer.question]
     if answer.value is None:
         lines.append(f"  never: {answer.proof}")
+    elif answer.value == answer.low:
+        lines.append(f"  {answer.proof}")
     else:
         lines.append(f"  {answer.unknown} = {answer.value:,}; {answer.proof}")
-    for side in (answer.below, answer.above):
+    for side in dict.fromkeys((answer.below, answer.above)):  # one, where nothing lies below
         if side is not None and side.left == side.left and side.right == side.right:
             lines.append(f"  {answer.unknown} = {side.at:,.0f}: {_sides(answer, side)}")
     if answer.limit is not None:

@@ -56,15 +56,18 @@ class Study:
     closed_ranges: tuple[ClosedRange, ...] | None = None
     compared: Side | None = None
 
-    def notes(self) -> list[str]:
-        """The conventions and assumptions in force."""
+    def notes(self, causal: bool = True, experts: bool = True) -> list[str]:
+        """The conventions and assumptions in force; some bear on nothing without causal attention
+        or experts.
+        """
         of_chips = [note for step in self.steps for note in step.times.notes()]
-        notes = [*self.conventions.notes(), *dict.fromkeys([*self.timing.notes(), *of_chips])]
+        notes = self.conventions.notes(causal, experts)
+        notes += dict.fromkeys([*self.timing.notes(), *of_chips])
         if any(step.ledger.execution == NAIVE for step in self.steps):
+            pairs = ", attention as matmuls over all S^2 pairs" if causal else ""
             notes.append(
-                "naive: every op its own kernel, attention as matmuls over all S^2 pairs, so its "
-                "FLOPs are those it runs and no MFU is given; efficient: fused attention, chains "
-                "of elementwise ops fused by dataflow"
+                f"naive: every op its own kernel{pairs}, so its FLOPs are those it runs and no MFU "
+                "is given; efficient: fused attention, chains of elementwise ops fused by dataflow"
             )
         return notes
 

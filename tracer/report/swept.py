@@ -17,6 +17,7 @@ from ..predict import Step
 from ..study.closed import EP, Closed
 from ..study.crossovers import compute_bound_batch, crossover, first_crossing, sums
 from ..study.exploration import compute_bound_exploration
+from ..study.records import Crossover
 from .records import RIDGE, Crossing, DecodeLimit, Sweep, SweepPoint
 from .text import size
 
@@ -59,7 +60,8 @@ def sweep(phase: str, axis: str, found: Sequence[Formulas], alone: Sequence[Step
         values = _values(f, axis)
         points += _points(f, name, values)
         crossings += _crossings(f, name, values)
-    held = {field: f.point[n] for field, n in AXES.items() if n in f.point and n != name}
+    known = f.model.names - {name}  # an image has no length, whatever --seq says
+    held = {field: f.point[n] for field, n in AXES.items() if n in f.point and n in known}
     order = [f.execution for f in found]
     ordered = sorted(points, key=lambda p: (order.index(p.execution), p.value))
     return Sweep(phase, axis, found[0].model.chip.id, held, tuple(ordered), tuple(crossings))
@@ -128,21 +130,39 @@ def _crossings(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:
     else:
         ridge = crossover("", name, total["compute"], total["memory"], sides, low)
     if ridge.value == low:
-        found = [Crossing(f.execution, "FLOP/B is beyond the ridge", None, most,
-                          f"from the least size on, {name} = {low:,}")]  # fmt: skip
+        found = [Crossing(f.execution, "FLOP/B is beyond the ridge", low, ridge.high,
+                          "from the least size on")]  # fmt: skip
     else:
-        note = "; ".join(ridge.notes) if ridge.value is not None else ridge.proof
-        found = [Crossing(f.execution, RIDGE, ridge.value, most, note)]
+        found = [Crossing(f.execution, RIDGE, ridge.value, ridge.high, _why(ridge, name))]
     capacity = f.model.defaults["capacity"]
     full = first_crossing(total["held"], capacity + 1, name, values[0], most)
     if full is not None and full > values[0]:
         found.append(Crossing(f.execution, "no longer fits in one chip", full, most,
-                              f"{size(capacity)}"))  # fmt: skip
+                              f"holds more than {size(capacity)}"))  # fmt: skip
     elif full is not None:
         held = size(float(value_at(total["held"], {name: values[0]})))
-        found.append(Crossing(f.execution, "no longer fits in one chip", None, most,
-                              f"at no value: {name} = {values[0]:,} holds {held}"))  # fmt: skip
+        found.append(
+            Crossing(
+                f.execution,
+                "fits in one chip",
+                None,
+                None,
+                f"at no {name}: {values[0]:,} holds {held} of {size(capacity)}",
+            )
+        )
     return found + _changes(f, name, values)
+
+
+def _why(ridge: Crossover, name: str) -> str:
+    """What bears on the answer, or why there is none, in the words of the report."""
+    if ridge.value is not None:
+        return "; ".join(ridge.notes)
+    if ridge.high is not None or ridge.limit is None:
+        return ridge.proof
+    return (
+        f"the time of the FLOPs stays below that of the bytes at every {name}, and tends to "
+        f"{ridge.limit:.1%} of it as {name} grows"
+    )
 
 
 def _lowest(f: Formulas, name: str, known: int) -> int:

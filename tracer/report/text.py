@@ -6,6 +6,7 @@ An expression is shown by its value at the traced sizes; whoever shows it says s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..algebra import sample
@@ -21,7 +22,7 @@ def si(value: Any, digits: int = 4) -> str:
     """
     value = sample(value)
     for scale, prefix in _SI:
-        if abs(value) >= scale:
+        if float(f"{abs(value):.{digits - 1}e}") >= scale:  # 999.96e9 is 1.000 T
             return f"{_significant(value / scale, digits)} {prefix}"
     return f"{value:.0f} " if value == int(value) else f"{_significant(value, digits)} "
 
@@ -29,7 +30,7 @@ def si(value: Any, digits: int = 4) -> str:
 def seconds(value: float) -> str:
     """Seconds with a fitting prefix: 74.8 ms, 13.2 s, 2.60 us."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if abs(value) >= scale:
+        if float(f"{abs(value):.2e}") >= scale:  # 0.9996 s is 1.00 s
             return f"{_significant(value / scale, 3)} {unit}"
     return f"{value * 1e9:.3g} ns" if value else "0 s"
 
@@ -45,13 +46,18 @@ def size(value: Any) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    whole = len(str(int(abs(value))))
+    whole = len(str(int(float(f"{abs(value):.{digits - 1}e}"))))
     return f"{value:,.{max(digits - whole, 0)}f}"
 
 
 def pattern(path: str) -> str:
     """A module path with its layer numbers as `*`: `model.layers.*.mlp.experts`."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", path) or "(top)"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

@@ -69,12 +69,15 @@ def folded_path(trace: Trace, path: str) -> str:
 
 
 def render_tree(ledger: Ledger, depth: int | None = None) -> str:
-    """One line a module: class, parameters, forward and backward FLOPs, bytes, share of bytes."""
+    """One line a module: class, parameters, forward and backward FLOPs, bytes, share of bytes.
+
+    Neighbours that read the same, such as layers that were not folded, are shown once.
+    """
     root = module_tree(ledger)
     whole = root.total().total_bytes or 1
-    lines: list[str] = []
 
-    def walk(branch: Branch, level: int) -> None:
+    def walk(branch: Branch, level: int) -> tuple[str, list[str]]:
+        """What stands behind its name, and the lines below it."""
         total = branch.total()
         forward = branch.passes.get(FORWARD, Cost())
         facts = [branch.kind] if branch.kind else []
@@ -88,10 +91,20 @@ def render_tree(ledger: Ledger, depth: int | None = None) -> str:
         if BACKWARD in branch.passes:
             facts.append(f"{si(branch.passes[BACKWARD].total_flops)}FLOP backward")
         facts.append(f"{si(total.total_bytes)}B ({total.total_bytes / whole:.1%})")
-        lines.append(f"{'  ' * level}({branch.name}) {', '.join(facts)}")
+        below: list[str] = []
         if depth is None or level < depth:
+            alike: list[tuple[list[str], tuple[str, list[str]]]] = []
             for child in branch.children.values():
-                walk(child, level + 1)
+                shown = walk(child, level + 1)
+                if alike and alike[-1][1] == shown and child.name.isdigit():
+                    alike[-1][0].append(child.name)
+                else:
+                    alike.append(([child.name], shown))
+            for names, (text, lines) in alike:
+                name = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+                each = "" if len(names) == 1 else f"{len(names)} alike, each "
+                below += [f"{'  ' * (level + 1)}({name}) {each}{text}", *lines]
+        return ", ".join(facts), below
 
-    walk(root, 0)
-    return "\n".join(lines)
+    head, lines = walk(root, 0)
+    return "\n".join([f"({root.name}) {head}", *lines])

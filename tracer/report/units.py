@@ -31,7 +31,8 @@ def _rate(value: float) -> str:
 
 
 def _delta(value: float) -> str:
-    return f"{value:+.1%}"
+    text = f"{value:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text
 
 
 def _times(value: float) -> str:

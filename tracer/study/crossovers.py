@@ -89,7 +89,7 @@ def crossover(
         proof = (
             f"first reached at {unknown} = {value:,}: no interval below it holds one"
             if value > low
-            else f"reached at the smallest value in range, {unknown} = {low:,}"
+            else f"already at the smallest size, {unknown} = {low:,}"
         )
         return Crossover(question, unknown, value, at(where), at(value), sides, *more[:2], proof,
                          *more[3:])  # fmt: skip
@@ -192,11 +192,16 @@ def longest_context(closed: Closed, model: StepModel, point: Mapping[str, int]) 
     held = sums(closed, model, point)["held"]
     capacity = model.defaults["capacity"]
     unknown = "L" if "L" in closed.scope.symbols else "S"
-    return crossover(
+    low = _low(closed, unknown)
+    found = crossover(
         f"at {_at(point)}, which {unknown} no longer fits into {capacity / 1e9:,.0f} GB?", unknown,
-        held, capacity + 1, ("bytes held", "first byte too many"), _low(closed, unknown),
-        None, _beyond(closed),
+        held, capacity + 1, ("bytes held", "first byte too many"), low, None, _beyond(closed),
     )  # fmt: skip
+    if found.value != low:
+        return found
+    least = float(value_at(held, {unknown: low}))
+    proof = f"none fits: {unknown} = {low:,} already holds {least / 1e9:,.0f} GB"
+    return Crossover(**{**_fields(found), "proof": proof})
 
 
 def network_overtakes_memory(

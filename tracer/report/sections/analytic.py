@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from ...cost import EFFICIENT, NAIVE, ROLES
 from ...cost.work import FREE
+from ...machine.roofline import KERNELS
 from ...predict import Step
 from .. import palette
 from ..bars import draw_shares
-from ..blocks import Column, Drawing, Figure, Section, Table, Text, code, section_of, table_of
-from ..facts import detailed, steps_of
+from ..blocks import Column, Drawing, Figure, Section, Table, Text, section_of, table_of
+from ..facts import detailed, item_of, masks, rates, routing, steps_of
 from ..provenance import Origin, origin_of
 from ..summary import Study
-from ..text import pattern
+from ..text import listed, pattern, si
+from . import symbolic
 
 _ROWS = 20
 
@@ -41,7 +43,7 @@ def section(study: Study) -> Section:
             for part in (
                 _notation(study),
                 _execution(study),
-                _symbolic(study),
+                symbolic.section(study),
                 *(_by_module(study, step) for step in steps_of(study, detailed(study))),
                 _formulas(study),
                 _bytes(study),
@@ -55,26 +57,34 @@ def section(study: Study) -> Section:
 def _notation(study: Study) -> Section:
     steps = steps_of(study, detailed(study))
     phases = {step.workload.phase: step.workload for step in steps}
-    rows: list[tuple[object, ...]] = [
-        ("B", "sequences (images, clips) in a step", steps[0].workload.batch)
-    ]
-    for name in ("prefill", "training", "forward"):
-        if name in phases:
-            rows.append(("S", "tokens a sequence of prefill, training or a forward",
-                         phases[name].seq))  # fmt: skip
-            break
+
+    def whole(symbol: str, meaning: str, value: int) -> tuple[object, ...]:
+        return symbol, meaning, value, f"{value:,}"
+
+    plain = item_of(study) == "sample"
+    rows = [whole("B", f"{'samples' if plain else 'sequences'} in a step",
+                  steps[0].workload.batch)]  # fmt: skip
+    long = [name for name in ("prefill", "training", "forward") if name in phases]
+    if long and not plain:
+        rows.append(whole("S", f"tokens of a sequence ({listed(long)})", phases[long[0]].seq))
     if "decode" in phases:
-        rows.append(("L", "keys that a decoded token attends", phases["decode"].context))
-    rows += [("T", f"tokens of a step ({s.workload.phase})", s.workload.tokens) for s in steps]
+        rows.append(whole("L", "keys that a decoded token attends", phases["decode"].context))
+    if not plain:
+        rows += [
+            whole("T", f"tokens of a step ({s.workload.phase})", s.workload.tokens) for s in steps
+        ]
     chip = study.chips[0]
     rows += [
-        ("P", f"FLOP/s of {chip.name} in {name}, dense", rate) for name, rate in chip.peak.items()
+        ("P", f"dense peak of {chip.name} in {name}", rate, f"{si(rate)}FLOP/s")
+        for name, rate in rates(steps[0]).items()
     ]
-    rows.append(("W", f"B/s of the memory of {chip.name}", chip.memory_bandwidth))
+    bandwidth = chip.memory_bandwidth
+    rows.append(("W", f"bandwidth of the memory of {chip.name}", bandwidth, f"{si(bandwidth)}B/s"))
     columns = (
         Column("symbol", "symbol", "code"),
         Column("meaning", "meaning"),
-        Column("value", "here", "number"),
+        Column("value", "value in base units", "number"),
+        Column("reads", "reads"),
     )
     return Section(
         "Notation", (Table("notation", "Symbols and their values here.", columns, rows),)
@@ -83,7 +93,6 @@ def _notation(study: Study) -> Section:
 
 def _execution(study: Study) -> Section | None:
     shown = {step.ledger.execution for step in study.steps}
-    conventions, timing = study.conventions, study.timing
     texts = {
         NAIVE: "every op is a kernel of its own: it reads its inputs from memory and writes its "
         "outputs back. Attention is two products and a softmax over a score matrix.",
@@ -97,16 +106,53 @@ def _execution(study: Study) -> Section | None:
         Text("\n".join(f"* **{name}**: {texts[name]}" for name in names)),
         table_of(
             "assumptions",
-            "Every assumption that can be changed with `--assume`, and its value in this run.",
+            "What `--assume` can change that bears on this run, and its value in it.",
             (Column("name", "name", "code"), Column("value", "value", "code"),
-             Column("about", "about")),
+             Column("about", "what it is")),
             [
-                *((n, str(getattr(conventions, n)), "counting") for n in conventions.names()),
-                *((n, str(getattr(timing, n)), "seconds") for n in timing.names()),
+                (name, _plain(getattr(of, name)), _ASSUMPTIONS.get(name, ""))
+                for of in (study.conventions, study.timing)
+                for name in of.names()
+                if name not in _idle(study)
             ],
         ),
         _fusion(study),
     )  # fmt: skip
+
+
+_ASSUMPTIONS = {
+    "causal": "the pairs that causal attention counts: those it needs, or all of S x S",
+    "routing": "which experts tokens hit: drawn evenly, all of them, or the same for every token",
+    "weight_residency": "divides the bytes of weights; 1 reads every touched weight once a kernel",
+    "activation_fusion": "multiplies the bytes of activations; 1 is what the dataflow shows",
+    "model": "of seconds: measured kernels by family, or a roofline",
+    "launch": "s between two kernels",
+    "matmul_efficiency": "share of the matrix peak that is there, on top of what kernels reach",
+    "memory_efficiency": "the same of the memory's bandwidth",
+    "fp32_matmul": "the units that FP32 products run on",
+    "host": "s that the CPU takes to launch a kernel; 0 is a CUDA graph",
+    "clock": "share of the datasheet's clock that is sustained",
+    "reserved_sms": "SMs that communication keeps from all other kernels",
+    "attention": "the best kernels for the chip, or portable ones of an older generation",
+    "load": "the clock of matrix kernels: as each was measured, or as a long load leaves it",
+    "rows": "how rows found by index move: as torch does it, or with vector loads",
+}
+
+
+def _idle(study: Study) -> set[str]:
+    """Assumptions that nothing in this run depends on."""
+    idle = (
+        {"launch"}
+        if study.timing.model == KERNELS
+        else {"attention", "rows", "reserved_sms", "load"}
+    )
+    if not any(routing(study)):
+        idle.add("routing")
+    return idle if masks(study) else idle | {"causal"}
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _fusion(study: Study) -> Table | None:
@@ -121,44 +167,6 @@ def _fusion(study: Study) -> Table | None:
          Column("launches", "kernels launched", "count"), Column("bytes", "bytes", "B")),
         rows,
     )  # fmt: skip
-
-
-def _symbolic(study: Study) -> Section | None:
-    if not study.sublayers:
-        return None
-    phases = dict.fromkeys(line.phase for line in study.sublayers)
-    conditions = [
-        f"{limits.phase} for {', '.join(words for words, _ in limits.conditions)}"
-        for limits in study.closed_ranges or ()
-        if limits.phase in phases and limits.execution == EFFICIENT
-    ]
-    held = f" They hold in {'; '.join(conditions)}." if conditions else ""
-    missing = [p for p in dict.fromkeys(s.workload.phase for s in study.steps) if p not in phases]
-    left = f" No formulas of {', '.join(missing)}." if missing else ""
-    return section_of(
-        "Formulas by module",
-        Text(
-            "Read off a trace whose sizes were symbols: B sequences, S tokens a sequence, L keys "
-            "that a decoded token attends. Multiply by **times** for all layers. `distinct(E, k, "
-            f"T)` is the experts that T tokens hit, E (1 - (1 - k/E)^T).{held}{left}"
-        ),
-        *(
-            table_of(
-                f"formulas_{phase}",
-                f"{phase.capitalize()}: FLOPs and bytes of one run of each op with matrix FLOPs, "
-                "most FLOPs first.",
-                (
-                    Column("module", "module", "module"),
-                    Column("op", "op", "op"),
-                    Column("times", "times", "count"),
-                    Column("flops", "FLOPs of one", "code"),
-                    Column("bytes", "bytes of one", "code"),
-                ),
-                [line[1:] for line in study.sublayers if line.phase == phase],
-            )
-            for phase in phases
-        ),
-    )
 
 
 def _by_module(study: Study, step: Step) -> Section | None:
@@ -252,6 +260,16 @@ def _formulas(study: Study) -> Section | None:
     )  # fmt: skip
 
 
+_ROLES = {
+    "weights": "weights (parameters and buffers)",
+    "kv": "the cache",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations (they cross a module boundary)",
+    "temporary": "temporary (it lives inside of a module)",
+}
+
+
 def _bytes(study: Study) -> Section | None:
     steps = steps_of(study)
     rows = [
@@ -263,10 +281,15 @@ def _bytes(study: Study) -> Section | None:
     return section_of(
         "Byte accounting",
         Text(
-            "Every byte has the role of the storage that it is in: a parameter, a cache, a "
-            "gradient, optimizer state, a tensor that crosses a module boundary (activation) or "
-            "one that lives inside of a module (temporary). Routed experts read only those that "
-            f"are hit, in number {code(_routing(study))}."
+            "Every byte has the role of the storage that it is in: "
+            + listed([text for role, text in _ROLES.items() if any(
+                s.cost.bytes_by_role[role] for s in steps)])
+            + "."
+            + (
+                f" Of routed experts only those that are hit are read: {_routing(study)}."
+                if any(routing(study))
+                else ""
+            )
         ),
         table_of(
             "bytes_by_role",
@@ -287,9 +310,9 @@ def _bytes(study: Study) -> Section | None:
 
 def _routing(study: Study) -> str:
     return {
-        "uniform": "E(1-(1-k/E)^T) in expectation",
-        "all": "E, as --assume routing=all has it",
-        "same": "k, as --assume routing=same has it",
+        "uniform": "`E(1-(1-k/E)^T)` in expectation",
+        "all": "all E, as `--assume routing=all` has it",
+        "same": "k, as `--assume routing=same` has it",
     }[study.conventions.routing]
 
 

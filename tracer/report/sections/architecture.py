@@ -14,6 +14,10 @@ from ..fingerprint import config_rows, fingerprint
 from ..summary import Study
 from ..text import pattern
 
+_CATEGORIES = {
+    ATTENTION: "modules that attend, and their projections.",
+    EXPERTS: "the routed ones, with their router and the shared ones.",
+}
 _ROWS = 24  # of the module table
 
 
@@ -126,8 +130,10 @@ def _parameters(study: Study) -> Section | None:
         Text(text),
         Table(
             "parameters_by_category",
-            "Parameters by what their module is for. attention: the module that attends and its "
-            "projections; experts: routed ones with router and shared ones.",
+            "Parameters by what their module is for."
+            + "".join(
+                f" **{name}**: {text}" for name, text in _CATEGORIES.items() if name in by_category
+            ),
             (Column("category", "category"), Column("parameters", "parameters", "count"),
              Column("share", "share", "share")),
             [(name, count, count / whole) for name, count in by_category.items()],

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from ..blocks import Column, Section, Table, Text
+from ..facts import item_of, masks, routing
 from ..summary import Study
 
+# (symptom, cause, check); `_applies` says for which runs
 _CHECKS: tuple[tuple[str, str, str], ...] = (
     ("FLOPs are twice or half of what you expected",
      "Multiply-accumulates counted as one, or causal attention counted over all pairs.",
-     "FLOPs here are 2 a multiply-add and S(S+1)/2 pairs; try `--assume causal=full`."),
+     "FLOPs here are 2 a multiply-add, of causal attention those of S(S+1)/2 pairs; try "
+     "`--assume causal=full`."),
     ("FLOPs are lower than 6 N T for training",
-     "N holds parameters that are looked up or not routed to.",
+     "N holds parameters that are looked up, or that only some tokens meet.",
      "Compare with the parameters that a token meets; see Appendix A row by row."),
     ("naive has more FLOPs than efficient",
      "Naive attention computes masked pairs too.",
      "Compare the attention rows of both executions in `ops.csv`."),
     ("decode seems too fast",
-     "Weights are read once a step and experts only as far as they are hit.",
-     "Look at bytes by role; try `--assume routing=all`, and compare with the floor in "
-     "Architectural limits."),
+     "Weights are read once a step.",
+     "Look at bytes by role, and compare with the floor in Architectural limits."),
+    ("decode of a small batch seems too fast for all these experts",
+     "Experts are read only as far as they are hit.",
+     "Try `--assume routing=all`."),
     ("decode gets faster per token without end as the batch grows",
      "The memory it would need is not there.",
      "Look at chips at least in the same row: such a throughput is hypothetical."),
@@ -54,6 +59,20 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
+def _applies(study: Study, symptom: str) -> bool:
+    """Whether a reader of this run could meet it."""
+    phases = {step.workload.phase for step in study.steps}
+    if symptom.startswith("decode"):
+        return "decode" in phases and (any(routing(study)) or "experts" not in symptom)
+    if symptom.startswith("naive"):
+        return masks(study) and len({s.ledger.execution for s in study.steps}) > 1
+    if "6 N T" in symptom:
+        return "training" in phases and item_of(study) == "token"
+    if symptom.startswith("FLOPs are twice"):
+        return masks(study)
+    return True
+
+
 def section(study: Study) -> Section:
     """The checklist, written out."""
     return Section(
@@ -72,7 +91,7 @@ def section(study: Study) -> Section:
                     Column("cause", "likely cause"),
                     Column("check", "check"),
                 ),
-                _CHECKS,
+                [row for row in _CHECKS if _applies(study, row[0])],
             ),
         ),
     )

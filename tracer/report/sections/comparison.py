@@ -41,6 +41,8 @@ def section(study: Study) -> Section | None:
 
 
 def _name(other: Side, mine: Side) -> str:
+    if (other.name, other.chip) == (mine.name, mine.chip):
+        return "an earlier run"
     if other.name == mine.name and other.chip != mine.chip:
         return other.chip
     return f"{other.name} on {other.chip}" if other.chip != mine.chip else other.name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ...predict import Step
 from ..blocks import Column, Formula, Section, Table, Text, section_of, table_of
 from ..decode import Batching, batching
-from ..facts import detailed, steps_of
+from ..facts import detailed, rates, routing, steps_of
+from ..records import DecodeLimit
 from ..summary import Study
 from ..text import plural, size
 
@@ -29,29 +31,72 @@ def section(study: Study) -> Section | None:
             "each sequence are its own. So FLOP/B grows with the batch towards a limit, and only "
             "if that limit lies beyond the ridge can decode get there. The ridge is that of the "
             "step's mix of precisions: there the FLOPs, each at its peak, take as long as the "
-            "bytes. Experts count with all of them hit."
+            "bytes." + (" Experts count with all of them hit." if any(routing(study)) else "")
         ),
         Formula("FLOP/B(B) = B f / (W + B a)  ->  f / a\nB at the ridge = ridge W / (f - ridge a)"),
-        _table(steps),
-        Text("\n".join(f"* {line}" for line in _sentences(steps[0]))),
+        _table(study, steps),
+        Text("\n".join(f"* {line}" for line in _sentences(study, steps[0]))),
         _grid(study),
     )
 
 
-def _table(steps: list[Step]) -> Table | None:
+class _Reached(NamedTuple):
+    """A batch that reaches the ridge, and what it holds."""
+
+    batch: int
+    held: float
+    chips: int
+
+
+def _closed(study: Study, step: Step) -> DecodeLimit | None:
+    """What the closed forms say of one chip at the context of `step`, if they were made."""
+    here = (step.chip.id, 1, step.workload.context)
+    found = (x for x in study.decode_limits or () if (x.chip, x.ep, x.context) == here)
+    return next(found, None)
+
+
+def limit_of(study: Study, step: Step) -> float:
+    """FLOP/B as the batch grows without end. One traced step alone counts bytes that no batch
+    shares as those of its sequences, so that a small batch puts its limit a little low.
+    """
+    known = _closed(study, step)
+    return batching(step).limit if known is None else known.intensity
+
+
+def _reached(study: Study, step: Step) -> _Reached | None:
+    """From the closed forms, where they were made, else from the one traced step."""
+    b = batching(step)
+    batch = None if b.crossing is None else math.ceil(b.crossing)
+    held = 0.0 if batch is None else b.held_weights + batch * b.cache
+    known = _closed(study, step)
+    if known is not None:
+        batch, held = known.batch, known.held or 0.0
+    if batch is None:
+        return None
+    return _Reached(batch, held, math.ceil(held / float(step.chip.memory_capacity)))
+
+
+def _table(study: Study, steps: list[Step]) -> Table | None:
     rows: list[tuple[object, ...]] = []
     for step in steps:
         b = batching(step)
-        held = None if b.crossing is None else b.held_weights + math.ceil(b.crossing) * b.cache
         rows.append((
             step.chip.id, step.workload.context, b.flops, b.moved, b.weights,
-            step.cost.intensity, b.limit, b.ridge, b.crossing and math.ceil(b.crossing), held,
-            None if held is None else math.ceil(held / float(step.chip.memory_capacity)),
+            step.cost.intensity, limit_of(study, step), b.ridge,
+            *(_reached(study, step) or (None, None, None)),
         ))  # fmt: skip
+    missing = [row for row in rows if row[-1] is None]
+    made = all(_closed(study, step) for step in steps)
+    caption = (
+        "From the traced step: FLOPs f and bytes a of one sequence, and weights W. **limit** is "
+        f"FLOP/B as the batch grows without end, {'from the closed forms' if made else 'f / a'}"
+    )
+    if len(missing) < len(rows):
+        caption += "; **B at the ridge** is where the sums reach it, and what that would hold"
     return table_of(
         "decode_batching",
-        "From the traced step: FLOPs and bytes of one sequence, weights, and the batch at which "
-        "the sums reach the ridge, with what it would hold. An empty cell: no batch reaches it.",
+        caption
+        + (". An empty cell: no batch reaches it." if 0 < len(missing) < len(rows) else "."),
         (
             Column("chip", "chip", "code"),
             Column("context", "L", "size"),
@@ -59,7 +104,7 @@ def _table(steps: list[Step]) -> Table | None:
             Column("moved", "a", "B"),
             Column("weights", "W", "B"),
             Column("intensity", "FLOP/B now", "FLOP/B"),
-            Column("limit", "limit f / a", "FLOP/B"),
+            Column("limit", "limit", "FLOP/B"),
             Column("ridge", "ridge", "FLOP/B"),
             Column("batch", "B at the ridge", "size"),
             Column("held", "holds then", "B"),
@@ -69,12 +114,12 @@ def _table(steps: list[Step]) -> Table | None:
     )
 
 
-def _sentences(step: Step) -> list[str]:
+def _sentences(study: Study, step: Step) -> list[str]:
     b = batching(step)
     length = step.workload.context
-    lines = [_verdict(b, step)]
+    lines = [_verdict(b, step, limit_of(study, step), _reached(study, step))]
     if b.attention is not None:
-        ridge = step.chip.ridge(b.precision)
+        ridge = rates(step)[b.precision] / step.chip.memory_bandwidth
         side = "beyond" if b.attention > ridge else "short of"
         lines.append(
             f"As the context grows, decode tends to the FLOP/B of its attention kernels, "
@@ -86,33 +131,47 @@ def _sentences(step: Step) -> list[str]:
             )
         )
         trend = "rises" if b.attention > step.cost.intensity else "falls"
-        lines.append(f"From where it is (L = {length:,}) FLOP/B {trend} with the context.")
+        lines.append(
+            f"At batch {step.workload.batch:,} FLOP/B is {step.cost.intensity:,.1f} with "
+            f"L = {length:,}, and {trend} with the context."
+        )
     return lines
 
 
-def _verdict(b: Batching, step: Step) -> str:
-    if b.crossing is None:
+def _verdict(b: Batching, step: Step, limit: float, reached: _Reached | None) -> str:
+    if reached is None:
         return (
             f"At L = {step.workload.context:,} no batch reaches the ridge on {step.chip.name}: the "
-            f"limit is {b.limit:,.1f} FLOP/B, the ridge {b.ridge:,.0f}."
+            f"limit is {limit:,.1f} FLOP/B, the ridge {b.ridge:,.0f}."
         )
-    count = math.ceil(b.crossing)
-    held = b.held_weights + count * b.cache
-    chips = math.ceil(held / float(step.chip.memory_capacity))
-    where = "which fits in one chip" if chips == 1 else f"which takes {plural(chips, 'chip')}"
+    one = reached.chips == 1
+    where = "which fits in one chip" if one else f"which takes {plural(reached.chips, 'chip')}"
     return (
-        f"At L = {step.workload.context:,} the sums reach the ridge at {count:,} sequences on "
-        f"{step.chip.name}, holding {size(held)}, {where}."
+        f"At L = {step.workload.context:,} the sums reach the ridge at "
+        f"{plural(reached.batch, 'sequence')} on {step.chip.name}, holding {size(reached.held)}, "
+        f"{where}."
     )
 
 
 def _grid(study: Study) -> Table | None:
+    found = study.decode_limits or ()
+    caption = "From closed forms, by context: FLOP/B as the batch grows without end"
+    if any(limit.batch is not None for limit in found):
+        caption += ", and the smallest batch a chip at which the FLOPs take as long as the bytes"
+    spread = len({limit.ep for limit in found}) > 1
+    if spread:
+        caption += (
+            ". Experts are spread with DP = EP, so that the exchanges of their rows must not take "
+            "longer either; **FLOP/B sent** counts bytes between chips one way, and nothing hides "
+            "an exchange"
+        )
+    caption += (
+        ". **limiter** is what keeps decode from compute at any batch (no B), or what comes next "
+        "after compute."
+    )
     return table_of(
         "decode_limits",
-        "With DP = EP: the smallest batch a chip at which the FLOPs take as long as the bytes and "
-        "as the exchanges of experts' rows, by expert parallelism and context, from closed forms. "
-        "**FLOP/B sent** counts bytes between chips one way; no exchange is hidden. An empty "
-        "batch: never; **limiter** says what keeps it, or what comes next after compute.",
+        caption,
         (
             Column("chip", "chip", "code"),
             Column("ep", "EP", "size"),
@@ -125,7 +184,12 @@ def _grid(study: Study) -> Table | None:
             Column("fits", "fits"),
         ),
         [
-            (*limit[:-1], None if limit.fits is None else "yes" if limit.fits else "no")
-            for limit in study.decode_limits or ()
+            (
+                limit.chip,
+                limit.ep if spread else None,
+                *limit[2:-1],
+                None if limit.fits is None else "yes" if limit.fits else "no",
+            )
+            for limit in found
         ],
     )

@@ -20,8 +20,13 @@ def section(study: Study) -> Section:
     found = conclusions(facts)
     steps = next_steps(facts)
     lead = Text(
-        f"{code(study.name)} in {study.dtype} on {study.chips[0].name}; the sentences are made by "
+        f"{code(study.name)} in {study.dtype} on {study.chips[0].name}. The sentences are made by "
         "rules from the numbers of this report, each with the figures that it rests on."
+        + (
+            f" They speak of {study.chips[0].name} alone; the results have a row for each chip."
+            if len(study.chips) > 1
+            else ""
+        )
     )
     return Section(
         "Executive summary",

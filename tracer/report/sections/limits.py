@@ -10,7 +10,8 @@ from ..blocks import Column, Section, Text, section_of, table_of
 from ..decode import batching
 from ..facts import detailed, routing, steps_of
 from ..summary import Study
-from ..text import seconds, si, size
+from ..text import plural, seconds, si, size
+from .decode_limit import limit_of
 
 
 class _Limit(NamedTuple):
@@ -35,7 +36,7 @@ def section(study: Study) -> Section | None:
         "Architectural limits",
         Text(
             f"Bounds that the architecture sets on one {chip.name}, from the datasheet's rates: no "
-            "kernel, fusion or schedule goes below them without changing the model, its precision, "
+            "kernel, fusion or schedule gets past them without changing the model, its precision, "
             "the workload or the chip."
         ),
         table_of(
@@ -65,7 +66,8 @@ def _of_step(step: Step) -> list[_Limit]:
     if work.phase == "decode":
         floor = weights / chip.memory_bandwidth
         found.append(_Limit(
-            f"decode of {work.batch}: time to read its weights once", floor, seconds(floor),
+            f"decode: time to read the weights of a step once, at batch {work.batch:,}", floor,
+            seconds(floor),
             f"{si(weights)}B over {si(chip.memory_bandwidth)}B/s: at most "
             f"{work.tokens / floor:,.0f} tokens/s at this batch" if floor else "no weights",
         ))  # fmt: skip
@@ -88,11 +90,21 @@ def _of_cache(study: Study, step: Step) -> list[_Limit]:
             "FLOP/B of decode as the context grows", b.attention, f"{b.attention:,.1f}",
             "FLOPs over bytes of its attention kernels alone",
         ))  # fmt: skip
+    limit = limit_of(study, step)
     found.append(_Limit(
-        "FLOP/B of decode as the batch grows, at this context", b.limit, f"{b.limit:,.1f}",
-        f"{si(b.flops)}FLOP over {si(b.moved)}B of one sequence; the ridge is {b.ridge:,.0f}",
+        "FLOP/B of decode as the batch grows, at this context", limit, f"{limit:,.1f}",
+        f"{si(b.flops)}FLOP over {si(b.flops / limit)}B, what a sequence more brings; the ridge is "
+        f"{b.ridge:,.0f}" if limit else "no matrix work",
     ))  # fmt: skip
     return found
+
+
+def _up_to(hit: float, experts: int) -> str:
+    """12 of 12 only if it is all of them."""
+    text = f"{hit:,.1f}"
+    if float(text.replace(",", "")) < experts:
+        return text
+    return f"{experts}" if hit >= experts * (1 - 1e-9) else f"all but {experts - hit:.2g}"
 
 
 def _of_experts(study: Study, step: Step) -> list[_Limit]:
@@ -105,7 +117,8 @@ def _of_experts(study: Study, step: Step) -> list[_Limit]:
     rows = tokens * top_k / hit
     return [
         _Limit(
-            f"distinct experts that {tokens:,} decoded tokens hit", hit, f"{hit:,.1f} of {experts}",
-            f"routing={law}; each is read whole for {rows:,.1f} rows in the mean",
+            f"distinct experts of a layer that {plural(tokens, 'decoded token')} "
+            f"{'hits' if tokens == 1 else 'hit'}", hit, f"{_up_to(hit, experts)} of {experts}",
+            f"routing={law}; each is read whole, for {rows:,.1f} rows in the mean",
         )
     ]  # fmt: skip

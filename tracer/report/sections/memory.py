@@ -6,14 +6,21 @@ from ...predict import Step
 from .. import palette
 from ..bars import draw_held
 from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
-from ..facts import MEMORY_KINDS, steps_of
+from ..facts import MEMORY_KINDS, item_of, steps_of
 from ..summary import Study
-from ..text import size
+from ..text import listed, size
+
+_STANDING = {
+    "weights": "weights", "kv": "caches", "gradients": "gradients", "optimizer": "optimizer state",
+}  # fmt: skip
 
 
 def section(study: Study) -> Section | None:
     """Bytes held by what they are for, chips at least, sequences that fit."""
     steps = steps_of(study)
+    holds = "samples" if item_of(study) == "sample" else "sequences"
+    kinds = [kind for kind in MEMORY_KINDS if any(getattr(s.memory, kind) for s in steps)]
+    standing = listed([_STANDING[kind] for kind in kinds if kind in _STANDING])
     chip = study.chips[0]
     limit = float(chip.memory_capacity)
     held = [{kind: getattr(s.memory, kind) for kind in MEMORY_KINDS} for s in steps]
@@ -22,9 +29,10 @@ def section(study: Study) -> Section | None:
     return section_of(
         "Memory feasibility",
         Text(
-            "Weights, caches, gradients and optimizer state are taken as held throughout; "
-            "activations are the peak of everything that comes and goes, replayed op by op. An "
-            "allocator adds rounding and fragments on top. A step that does not fit here does not "
+            (f"{standing.capitalize()} are taken as held throughout; activations" if standing
+               else "Activations")
+            + " are the peak of everything that comes and goes, replayed op by op. An allocator "
+            "adds rounding and fragments on top. A step that does not fit here does not "
             f"run on one {chip.name} ({size(limit)}), whatever its time."
         ),
         table_of(
@@ -36,7 +44,7 @@ def section(study: Study) -> Section | None:
                 *(Column(kind, kind, "B") for kind in MEMORY_KINDS),
                 Column("total", "total", "B"),
                 Column("chips", "chips at least", "size"),
-                Column("most", "sequences that fit in one chip", "size"),
+                Column("most", f"{holds} that fit in one chip", "size"),
             ),
             [
                 (s.workload.phase, s.ledger.execution, *(h[k] or None for k in MEMORY_KINDS),

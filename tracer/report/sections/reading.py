@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...machine.roofline import KERNELS
 from ..accuracy import accuracy_rows
 from ..blocks import Column, Section, Table, Text, code, section_of, table_of
-from ..facts import steps_of
+from ..facts import item_of, masks, routing, steps_of
 from ..summary import Study
 from ..text import size
 
@@ -61,24 +61,36 @@ def _method(study: Study) -> list[Text]:
             f"{how} **ideal** is max(all compute, all memory): a bound in which everything "
             "overlaps with everything, shown beside the estimate and never as the estimate."
         ),
-        Text(
-            "* FLOPs are counts of the algorithm, not of what a chip reaches.\n"
-            "* Parameters are not time: what holds most of them need not take most of the step.\n"
-            "* Decode's length is what its token attends (L), prefill's the prompt (S).\n"
-            "* Throughput of a step that does not fit in memory is hypothetical, and is marked so."
-        ),
+        Text("\n".join(f"* {line}" for line in _gotchas(study))),
     ]
+
+
+def _gotchas(study: Study) -> list[str]:
+    phases = {step.workload.phase for step in study.steps}
+    lines = [
+        "FLOPs are counts of the algorithm, not of what a chip reaches.",
+        "Parameters are not time: what holds most of them need not take most of the step.",
+    ]
+    if {"prefill", "decode"} <= phases:
+        lines.append("Decode's length is what its token attends (L), prefill's the prompt (S).")
+    if any(step.chips_at_least > 1 for step in study.steps):
+        lines.append("Throughput of a step that does not fit in memory is hypothetical, and is "
+                     "marked so.")  # fmt: skip
+    return lines
 
 
 def _run(study: Study) -> Section:
     inventory = study.inventory
+    item = item_of(study)
+    plain = item == "sample"
     seen: dict[str, tuple[object, ...]] = {}
     for step in steps_of(study):
         work = step.workload
         decode = work.phase == "decode"
         seen[work.phase] = (
-            work.phase, work.batch, None if decode else work.seq, work.context if decode else None,
-            work.tokens, work.optimizer if work.phase == "training" else None,
+            work.phase, work.batch, None if decode or plain else work.seq,
+            work.context if decode else None, None if plain else work.tokens,
+            work.optimizer if work.phase == "training" else None,
             str(step.trace.header.get("ground", "")) or None,
         )  # fmt: skip
     facts = [
@@ -86,7 +98,7 @@ def _run(study: Study) -> Section:
         ("traced as", study.source),
         ("precision", study.dtype),
         ("parameters", f"{inventory.parameters:,}"),
-        ("parameters that a token meets", f"{inventory.active_parameters:,}"),
+        (f"parameters that a {item} meets", f"{inventory.active_parameters:,}"),
         ("weights", size(inventory.weight_bytes)),
         ("chips", ", ".join(chip.name for chip in study.chips)),
         ("command", study.command),
@@ -96,7 +108,7 @@ def _run(study: Study) -> Section:
         facts.insert(6, ("KV cache a token", f"{inventory.kv_bytes_per_token:,} B"))
     workloads = Table(
         "workloads",
-        "What was run. B sequences of S tokens; a decoded token attends L keys, its own included.",
+        "What was run. " + _sizes(study),
         (
             Column("phase", "phase"),
             Column("batch", "B", "size"),
@@ -121,9 +133,29 @@ def _run(study: Study) -> Section:
     return Section("What was run", (table, *([kept] if kept else []), *remarks))
 
 
+def _sizes(study: Study) -> str:
+    """What B, S and L are here."""
+    if item_of(study) == "sample":
+        return "B samples a step."
+    phases = {step.workload.phase for step in study.steps}
+    lines = ["B sequences of S tokens."] if phases - {"decode"} else ["B sequences."]
+    if "decode" in phases:
+        lines.append("A decoded token attends L keys, its own included.")
+    return " ".join(lines)
+
+
 def _conventions(study: Study) -> Section:
-    lines = "\n".join(f"* {note.replace('*', '·')}" for note in study.notes())
+    notes = study.notes(masks(study), any(routing(study)))
+    lines = "\n".join(f"* {note.replace('*', '·')}" for note in notes)
     return Section("Conventions and assumptions in force", (Text(lines),))
+
+
+_TRUST = {
+    "exact": "the shapes decide",
+    "estimated": "data decide, such as where tokens are sent or how often an index repeats, and an "
+    "expectation stands for them",
+    "unmodelled": "bytes alone",
+}
 
 
 def _coverage(study: Study) -> Section | None:
@@ -139,10 +171,11 @@ def _coverage(study: Study) -> Section | None:
     if missing:
         names = ", ".join(f"{code(op)} ({count:,})" for op, count in sorted(missing.items()))
         text = f"Without a formula, priced by their bytes: {names}."
+    seen = {row[2] for row in rows}
+    kinds = "; ".join(f"**{name}**: {text}" for name, text in _TRUST.items() if name in seen)
     table = table_of(
         "coverage",
-        "How far each number is to be trusted. **exact**: the shapes decide; **estimated**: data "
-        "decide (routing, sorts) and an expectation stands for them; **unmodelled**: bytes alone.",
+        f"How far each number is to be trusted. {kinds}.",
         (
             Column("phase", "phase"),
             Column("exec", "exec"),

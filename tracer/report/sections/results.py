@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...cost import EFFICIENT
+from ...cost import EFFICIENT, NAIVE
 from ...predict import Step
 from ..blocks import Column, Table, table_of
-from ..facts import steps_of
+from ..facts import item_of, masks, steps_of
 from ..summary import Study
 
 _COLUMNS = (
@@ -34,15 +34,22 @@ _COLUMNS = (
 def results_table(study: Study) -> Table:
     """One row a chip, phase and execution."""
     steps = [s for number in range(len(study.chips)) for s in steps_of(study, chip=number)]
-    found = table_of(
-        "results",
-        "**step** is the estimate with its P10 and P90, **ideal** the bound in which everything "
-        "overlaps. Where **chips at least** is more than 1 the step does not fit in one chip, and "
-        "its tokens/s is hypothetical. No MFU is given for naive execution, whose attention also "
-        "runs masked pairs.",
-        _COLUMNS,
-        _rows(steps),
-    )
+    rate = f"{item_of(study)}s/s"
+    caption = "**step** is the estimate"
+    if any(s.times.interval() for s in steps):
+        caption += " with its P10 and P90"
+    caption += ", **ideal** the bound in which everything overlaps."
+    if any(s.chips_at_least > 1 for s in steps):
+        caption += (
+            " Where **chips at least** is more than 1 the step does not fit in one chip, and its "
+            f"{rate} is hypothetical."
+        )
+    if any(s.ledger.execution == NAIVE for s in steps):
+        caption += " No MFU is given for naive execution" + (
+            ", whose attention also runs masked pairs." if masks(study) else "."
+        )
+    columns = [c._replace(header=rate) if c.key == "tokens_per_s" else c for c in _COLUMNS]
+    found = table_of("results", caption, columns, _rows(steps))
     assert found is not None
     return found
 

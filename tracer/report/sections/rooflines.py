@@ -10,10 +10,12 @@ from .. import palette
 from ..bars import draw_shares
 from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..categories import Categories
-from ..facts import detailed, main_precision, steps_of
+from ..facts import detailed, main_precision, rates, steps_of
 from ..figures import Point, Roof, draw_roofline
 from ..summary import Study
 from . import communication, decode_limit, memory, sweeps
+
+_SEEN = 0.01  # of a step's time: a category below it is not spoken of
 
 
 def section(study: Study) -> Section:
@@ -44,12 +46,16 @@ def section(study: Study) -> Section:
 
 
 def _reading(study: Study) -> Section | None:
-    rows = [
-        (chip.id, name, peak, chip.memory_bandwidth, peak / chip.memory_bandwidth,
-         float(chip.memory_capacity))
-        for chip in study.chips
-        for name, peak in chip.peak.items()
-    ]  # fmt: skip
+    rows = []
+    for number, chip in enumerate(study.chips):
+        known: dict[str, float] = {}
+        for step in steps_of(study, chip=number):
+            known |= rates(step)
+        rows += [
+            (chip.id, name, peak, chip.memory_bandwidth, peak / chip.memory_bandwidth,
+             float(chip.memory_capacity))
+            for name, peak in known.items()
+        ]  # fmt: skip
     return section_of(
         "Reading a roofline point",
         Text(
@@ -60,7 +66,8 @@ def _reading(study: Study) -> Section | None:
         ),
         table_of(
             "roofs",
-            "Ceilings of each chip: dense peaks and memory of its datasheet, and the ridge.",
+            "Ceilings of each chip: dense peaks and memory of its datasheet, and the ridge. "
+            "Products in a precision that matrix units do not have run at the vector rate.",
             (
                 Column("chip", "chip", "code"),
                 Column("precision", "precision", "code"),
@@ -79,7 +86,11 @@ def _overview(study: Study) -> Section | None:
     if not steps:
         return None
     precision = main_precision(steps[0])
-    roofs = [Roof(chip, precision) for chip in study.chips if precision in chip.peak]
+    roofs = [
+        Roof(chip, precision)
+        for chip in study.chips
+        if precision in chip.peak or precision in chip.vector
+    ]
     points = [_point(s, f"{s.workload.phase}, {s.ledger.execution}") for s in steps]
     return section_of(
         "Roofline overview",
@@ -159,8 +170,12 @@ def _deltas(study: Study) -> Section | None:
         "Naive against efficient, by category",
         table_of(
             "category_deltas",
-            "What fused kernels change: FLOP/B and bytes of each category. FLOPs of attention "
-            "change too, since naive attention computes masked pairs.",
+            "What fused kernels change: FLOP/B and bytes of each category."
+            + (
+                " FLOPs of attention change too, since naive attention computes masked pairs."
+                if any(a.cost.total_flops != b.cost.total_flops for a, b in _pairs(study))
+                else ""
+            ),
             (
                 Column("phase", "phase"),
                 Column("category", "category"),
@@ -235,20 +250,28 @@ def _category_rooflines(study: Study) -> list[Section | None]:
         ]  # fmt: skip
         if len(points) < 2:
             continue
-        precisions = sorted({p for k in step.cost.flops for p in [k] if p in step.chip.peak})
+        precisions = sorted(p for p in step.cost.flops if p in rates(step))
         roofs = [Roof(step.chip, name) for name in precisions]
         phase = step.workload.phase
-        low = min(points, key=lambda p: p.intensity)
-        high = max(points, key=lambda p: p.intensity)
         found.append(section_of(
             f"Category roofline: {phase}",
             _category_figure(phase, step, roofs, points),
-            Text(
-                f"In {phase} {low.label} has the fewest FLOPs a byte ({low.intensity:,.1f}) and "
-                f"{high.label} the most ({high.intensity:,.1f})."
-            ),
+            _extremes(phase, [p for p in points if times[p.label] >= _SEEN * step.times.device]),
         ))  # fmt: skip
     return found
+
+
+def _extremes(phase: str, points: list[Point]) -> Text | None:
+    """Which of the categories that take time lie at the ends."""
+    if len(points) < 2:
+        return None
+    low = min(points, key=lambda p: p.intensity)
+    high = max(points, key=lambda p: p.intensity)
+    return Text(
+        f"Of what takes at least {_SEEN:.0%} of the time of {phase}, {low.label} "
+        f"({low.intensity:,.1f} FLOP/B) has the fewest FLOPs a byte and {high.label} "
+        f"({high.intensity:,.1f}) the most."
+    )
 
 
 def _category_figure(phase: str, step: Step, roofs: list[Roof], points: list[Point]) -> Figure:

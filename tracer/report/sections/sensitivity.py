@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from ...study.structure import STRUCTURE
 from ..bars import draw_signed
 from ..blocks import Block, Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..records import Elasticity, Grid, Sensitivity
@@ -27,9 +28,9 @@ def section(study: Study) -> Section | None:
             "-1 halves the step when the knob doubles, 0 does nothing. Sizes come whole and "
             "kernels work in tiles, so theirs is the slope from half to twice. **clock** is the "
             "share of the boost clock that a kernel keeps; **bytes.weights** is the width of a "
-            "weight, **sms** and **frequency** the number and clock of the chip's cores. What is "
-            "below 0.001 is left out. It holds near the workload of this report; the grids show "
-            "what happens further away."
+            "weight (1 is as traced), **sms** and **frequency** the number and clock of the chip's "
+            "cores. What is below 0.001 is left out. An elasticity holds near the workload of this "
+            "report; the grids show what happens further away." + _structure(study)
         ),
         *(_elasticities(list(found.elasticities))),
         *(part for grid in found.grids for part in _grid(grid)),
@@ -37,24 +38,39 @@ def section(study: Study) -> Section | None:
     )
 
 
+def _structure(study: Study) -> str:
+    """Where the knobs of the config are varied, if it has one."""
+    names = [k for k, keys in STRUCTURE.items() if any(key in (study.config or {}) for key in keys)]
+    if not names:
+        return ""
+    return (
+        f" What the config sets ({', '.join(names)}) takes a trace for each value, longer than "
+        "the rest of this report: `python -m tracer.sweep --study structure` varies it."
+    )
+
+
 def _elasticities(rows: list[Elasticity]) -> list[Block | None]:
-    ordered = sorted(rows, key=lambda e: (e.phase, e.execution, -abs(e.value)))
+    phases = list(dict.fromkeys(e.phase for e in rows))  # in the order of the report
+    ordered = sorted(
+        rows, key=lambda e: (phases.index(e.phase), e.execution, e.chip, -abs(e.value))
+    )
     parts: list[Block | None] = [
         table_of(
             "elasticities",
-            "Elasticities of the step, largest first.",
+            "Elasticities of the step, largest first, and from which multiple of the knob on the "
+            "step waits for something else.",
             (
                 Column("phase", "phase"),
                 Column("exec", "exec"),
                 Column("chip", "chip", "code"),
                 Column("knob", "knob", "code"),
                 Column("kind", "kind"),
-                Column("value", "% a %", "number"),
+                Column("value", "% for 1 %", "number"),
                 Column("halved", "step at half", "ratio"),
                 Column("doubled", "step at twice", "ratio"),
-                Column("changes", "the step waits for"),
+                Column("changes", "then waits for"),
             ),
-            [tuple(row) for row in ordered],
+            [(*row[:-1], row.changes or None) for row in ordered],
         )
     ]
     for phase in dict.fromkeys(e.phase for e in ordered):

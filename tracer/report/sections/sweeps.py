@@ -5,12 +5,13 @@ from __future__ import annotations
 from .. import palette
 from ..bars import draw_curves
 from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
+from ..facts import item_of
 from ..records import Crossing, Sweep, SweepPoint
 from ..summary import Study
 from ..text import plural
 
 _AXES = {
-    "batch": ("batch", "sequences"),
+    "batch": ("batch", "batch (B)"),
     "seq": ("length", "tokens a sequence (S)"),
     "context": ("context", "keys that a token attends (L)"),
 }
@@ -30,21 +31,21 @@ def _section(study: Study, sweep: Sweep) -> Section | None:
         Text(
             f"{sweep.phase.capitalize()} at {plural(len(_values(sweep)), 'value')} of {name}; "
             f"held: {held or 'everything else'}. At the ridge the FLOPs, each at its precision's "
-            "peak, take as long as the bytes; FLOP/B says on which side of the ridge the sums "
-            "are; **waits for** says what most of the estimated time waits for, and may change "
-            "elsewhere."
+            "peak, take as long as the bytes: FLOP/B says on which side of it the sums are. "
+            "**waits for** says what most of the estimated time waits for, kernel by kernel, and "
+            "may change at another value."
         ),
         table_of(f"crossings_{slug}", "Where something changes.", (
             Column("exec", "exec"), Column("what", "what"), Column("value", f"at {name}", "size"),
-            Column("searched", "searched up to", "size"), Column("note", "note"),
+            Column("searched", "searched"), Column("note", "note"),
         ), [_crossing(c) for c in sweep.crossings]),
         table_of(f"sweep_{slug}", f"Each row is one step at that {name}.", (
             Column("exec", "exec"), Column(sweep.axis, name, "size"),
             Column("intensity", "FLOP/B", "FLOP/B"), Column("compute", "compute", "s"),
             Column("memory", "memory", "s"), Column("network", "network", "s"),
             Column("step", "step", "s"), Column("rate", "FLOP/s", "FLOP/s"),
-            Column("tokens_per_s", "tokens/s", "tokens/s"), Column("regime", "waits for"),
-            Column("held", "holds", "B"), Column("fits", "fits"),
+            Column("tokens_per_s", f"{item_of(study)}s/s", "tokens/s"),
+            Column("regime", "waits for"), Column("held", "holds", "B"), Column("fits", "fits"),
         ), [_row(point) for point in sweep.points]),
         _figure(sweep, slug, name, axis),
     )  # fmt: skip
@@ -55,8 +56,8 @@ def _values(sweep: Sweep) -> list[int]:
 
 
 def _crossing(c: Crossing) -> tuple[object, ...]:
-    note = c.note or ("" if c.value is not None else f"not up to {c.searched_to:,}")
-    return c.execution, c.what, c.value, c.searched_to, note
+    searched = "all sizes" if c.searched_to is None else f"up to {c.searched_to:,}"
+    return c.execution, c.what, c.value, searched, c.note or ("no" if c.value is None else None)
 
 
 def _row(p: SweepPoint) -> tuple[object, ...]:
@@ -82,7 +83,7 @@ def _figure(sweep: Sweep, slug: str, name: str, axis: str) -> Figure:
                            palette.WAITS["memory"], ":"))  # fmt: skip
     values = _values(sweep)
     marks = [
-        (f"{c.what} at {c.value:,.0f}", c.value) for c in sweep.crossings
+        (f"{c.what}: {c.value:,.0f}", c.value) for c in sweep.crossings
         if c.value is not None and c.execution == "efficient" and values[0] <= c.value <= values[-1]
     ]  # fmt: skip
     return Figure(

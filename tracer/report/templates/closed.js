@@ -56,8 +56,10 @@ function evaluator(text) {
       oninput: () => { values[name] = Math.round(2 ** slider.value); shown.textContent = values[name].toLocaleString("en"); draw(); } });
     return make("label", {}, `${name} `, slider, shown);
   });
-  const result = make("div", {});
-  panel("Closed forms", make("p", { class: "muted" }, "FLOPs and bytes at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, op by op, not the kernel model's."),
+  const result = make("div", { class: "scroll" });
+  const without = [...new Set(D.steps.map(s => `${s.phase}, ${s.exec}`))].filter(name => !phases.includes(name));
+  const missing = without.length ? ` Not here: ${without.join("; ")}. Deriving those takes longer than a report should.` : "";
+  panel("Closed forms", make("p", { class: "muted" }, `FLOPs and bytes at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, op by op, not the kernel model's.${missing}`),
     make("div", { class: "controls" }, make("label", {}, "step ", phase), make("label", {}, "chip ", chip), ...sliders), result);
   draw();
 
@@ -67,7 +69,7 @@ function evaluator(text) {
     const c = D.chips[chip.value], total = { flops: 0, bytes: 0, compute: 0, memory: 0, sum: 0 }, waits = { compute: 0, memory: 0 };
     for (const r of rows.filter(x => `${x.phase}, ${x.execution}` === phases[phase.value])) {
       const flops = r.times * r.flopsOf(values), bytes = r.times * r.bytesOf.reduce((a, [, f]) => a + f(values), 0);
-      const compute = flops / (c.peak[r.precision] || Math.max(...Object.values(c.peak))), memory = bytes / c.bandwidth;
+      const compute = flops ? flops / c.peak[r.precision] : 0, memory = bytes / c.bandwidth;
       total.flops += flops; total.bytes += bytes; total.compute += compute; total.memory += memory; total.sum += Math.max(compute, memory);
       waits[compute >= memory ? "compute" : "memory"] += Math.max(compute, memory);
     }

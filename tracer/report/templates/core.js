@@ -58,7 +58,9 @@ const stepName = s => `${s.phase}, ${s.exec}${D.chips.length > 1 ? `, ${D.chips[
 const state = { step: Math.max(0, D.steps.findIndex(s => s.exec === "efficient" && s.phase !== "training")) };
 
 const explorer = document.getElementById("widget-explorer");
-const panel = (title, ...children) => explorer && explorer.appendChild(make("div", { class: "panel" }, make("h4", {}, title), ...children));
+// A panel that is only of use on a screen is left out in print.
+const SCREEN = new Set(["Closed forms", "Behind the number"]);
+const panel = (title, ...children) => explorer && explorer.appendChild(make("div", { class: SCREEN.has(title) ? "panel screen" : "panel" }, make("h4", {}, title), ...children));
 if (explorer) {
   const pick = make("select", { id: "step", onchange: () => { state.step = Number(pick.value); changed(); } },
     ...D.steps.map((s, i) => make("option", { value: i }, stepName(s))));

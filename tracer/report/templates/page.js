@@ -35,4 +35,15 @@ document.getElementById("theme").addEventListener("click", () => {
   try { localStorage.setItem("theme", root.dataset.theme); } catch (e) { /* storage is off */ }
   changed();
 });
+let before;  // a canvas is drawn in the colours of the screen: paper is light
+addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; changed(); });
+addEventListener("afterprint", () => {
+  if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme;
+  changed();
+});
+// Sections far down are laid out once the first screen stands; only then do links know where they are.
+(window.requestIdleCallback ?? setTimeout)(() => {
+  document.documentElement.classList.add("whole");
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+});
 if (innerWidth < 960) document.querySelector("nav details").open = false;

@@ -47,7 +47,7 @@ const roofline = (() => {
       make("span", { class: "swatch", style: `background:${D.colours.phases[g] || D.colours.categories[g] || "transparent"}` }), g)));
     const shown = all.filter(p => !p.groups.some(g => off.has(g)));
     const chip = D.chips[D.steps[state.step].chip];
-    const precisions = Object.keys(chip.peak).filter(p => ["bf16", "fp16", "fp8", "fp4"].includes(p));
+    const precisions = Object.keys(chip.peak).filter(p => chip.used.includes(p) || ["bf16", "fp16", "fp8", "fp4"].includes(p));
     const rates = new Map();
     for (const p of precisions.length ? precisions : Object.keys(chip.peak)) rates.set(chip.peak[p], [...(rates.get(chip.peak[p]) || []), p]);
     const roofs = [...rates].map(([peak, names]) => [names.join(", "), peak]);

@@ -5,6 +5,7 @@ function sortable(table) {
   const body = table.tBodies[0];
   table.querySelectorAll("thead th").forEach((head, column) => {
     const button = make("button", { type: "button" }, head.textContent);
+    head.dataset.head = head.textContent;  // print repeats a head on every page, but no button in it
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") !== "descending";

@@ -40,17 +40,20 @@ let behind = () => {};
   hint();
   follow(draw);
 
+  // The rows are made anew: who came with the keyboard stays where they were.
+  function again(kind, path) { body.querySelector(`${kind}[data-path="${CSS.escape(path)}"]`)?.focus({ preventScroll: true }); }
+
   function draw() {
     const v = view(state.step), root = treeOf(v), rows = [];
     const walk = (node, depth) => {
       const kids = [...node.children.values()], shown = open.has(node.path);
       const [kind, layers] = D.modules[node.path] || ["", 1];
-      const twist = kids.length ? make("button", { class: "twist", type: "button", "aria-expanded": shown, "aria-label": `open ${node.name}`,
-        onclick: () => { shown ? open.delete(node.path) : open.add(node.path); draw(); } }, shown ? "\u25be" : "\u25b8") : make("span", { class: "twist" });
+      const twist = kids.length ? make("button", { class: "twist", type: "button", "aria-expanded": String(shown), "aria-label": `open ${node.name}`, "data-path": node.path,
+        onclick: () => { shown ? open.delete(node.path) : open.add(node.path); draw(); again(".twist", node.path); } }, shown ? "\u25be" : "\u25b8") : make("span", { class: "twist" });
       const n = text => make("td", { class: "n" }, text);
       rows.push(make("tr", { "aria-selected": node.path === chosen },
-        make("td", { style: `padding-left:${0.4 + depth * 1.1}rem` }, twist, make("button", { class: "pick trace-like trace", type: "button",
-          onclick: e => { e.stopPropagation(); chosen = node.path; draw(); behind(node.path || "(model)", p => node.path === "" || p.module === node.path || p.module.startsWith(`${node.path}.`)); } },
+        make("td", { style: `padding-left:${0.4 + depth * 1.1}rem` }, twist, make("button", { class: "pick trace-like trace", type: "button", "data-path": node.path,
+          onclick: e => { e.stopPropagation(); chosen = node.path; draw(); again(".pick", node.path); behind(node.path || "(model)", p => node.path === "" || p.module === node.path || p.module.startsWith(`${node.path}.`)); } },
           node.name), layers > 1 ? make("span", { class: "muted" }, ` x ${layers}`) : ""),
         make("td", {}, make("span", { title: D.sources[kind] || "" }, kind)),
         n(node.parameters ? node.parameters.toLocaleString("en") : "-"), n(node.flops ? si(node.flops, "FLOP") : "-"), n(node.vector ? si(node.vector, "FLOP") : "-"),
