@@ -16,12 +16,24 @@ _KEPT = (
 )  # fmt: skip
 
 
-def _policy(gathered, ctx, op, *args, **kwargs):
-    kept = op.__name__.partition(".")[0] in _KEPT and not gathered.intersection(
-        arg for arg in args if isinstance(arg, str)
+def _policy(gathered, again, ctx, op, *args, **kwargs):
+    name = op.__name__.partition(".")[0]
+    kept = (
+        name in _KEPT
+        and name not in again
+        and not gathered.intersection(arg for arg in args if isinstance(arg, str))
     )
     policies = ckpt.CheckpointPolicy
     return policies.MUST_SAVE if kept else policies.PREFER_RECOMPUTE
+
+
+def selective(gathered=frozenset(), again=()):
+    """The `context_fn` of a checkpoint that keeps products, attention, collectives and routing.
+
+    But not what is gathered over the groups in `gathered`, nor results of the ops in `again`.
+    """
+    policy = functools.partial(_policy, gathered, again)
+    return functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
 
 
 def _selective(layer, x_TD, step):
@@ -30,9 +42,7 @@ def _selective(layer, x_TD, step):
     Parameters that ZeRO gathers are no results to keep.
     """
     layout = layer.self_attn.layout
-    gathered = {layout.dp.name, layout.edp.name, layout.stage.name}
-    policy = functools.partial(_policy, gathered)
-    contexts = functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
+    contexts = selective({layout.dp.name, layout.edp.name, layout.stage.name})
     return ckpt.checkpoint(
         layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )

@@ -303,6 +303,7 @@ def test_groups_are_found_by_name_boxed_or_not():
     try:
         group = torch.distributed.new_group([1, 3, 5], group_desc="odd")
         assert compat.group_name(group) == compat.group_name(group.boxed()) == group.group_name
+        assert compat.process_group(group.group_name) is group
         assert compat.group_name(torch.float32) is None
         assert compat.process_groups()[group.group_name] == {
             "axis": "odd", "size": 3, "start": 1, "stride": 2,

@@ -355,3 +355,24 @@ def test_a_gated_mlp_by_hand():
         return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
 
     assert ledger_of(mlp).total().total_flops == 3 * 2 * 7 * 16 * 24
+
+
+def test_grouped_rows_in_front():
+    """Of 8 tokens' 2 choices among 16 experts, 4 of them here: a quarter of 16 rows is computed.
+
+    An expert is hit unless 8 tokens with 2 chances in 16 all miss it: 4 · (1 - (14/16)^8) of 4.
+    """
+    import tracer.capture.huggingface.experts  # noqa: F401  (which defines the op)
+
+    rows, front, here, tokens = 16, 4, 4, 8
+    x, w = ref(rows, K, dtype="bfloat16"), ref(here, K, N, dtype="bfloat16")
+    y = ref(rows, N, dtype="bfloat16")
+    op = record(
+        torch.ops.tracer.grouped_mm_head.default, y, x=x, w=w, offs=ref(here, dtype="int32"),
+        rows=front,
+    )  # fmt: skip
+    done = work(op, top_k=2)
+    assert done.flops == 2 * front * K * N
+    hit = here * (1 - (14 / 16) ** tokens)
+    assert done.read == {"x": front * K * 2, "w": round(hit * K * N * 2)}
+    assert done.write == {0: front * N * 2}

@@ -169,15 +169,9 @@ def test_models_whose_tokens_meet_elsewhere_are_refused(config, reason):
 @pytest.mark.parametrize(
     ("words", "phase", "reason"),
     [
-        ("pp3", "prefill", "pp=3 is traced for the reference models only"),
         ("cp3", "prefill", "16 tokens of a sequence do not divide into the 6 chunks of CP=3"),
         ("cp2", "decode", "CP=2 cuts the tokens of a sequence, decode has one"),
-        ("cp2", "training", "dp=1 cp=2 with zero=0: a transformers model trains with zero=3"),
-        ("cp2 tp2 fsdp", "training", "over dp=1 cp=2 goes with tp=1"),
-        ("tp2 sp", "prefill", "sequence_parallel is traced for the reference models only"),
-        ("recompute=full", "training", "recompute is traced for the reference models only"),
-        ("dp2", "training", "trains with zero=3"),
-        ("dp2 tp2 fsdp", "training", "goes with tp=1"),
+        ("cp2 zero=1", "training", "dp=1 cp=2 with zero=1: a transformers model is traced with"),
         ("tp3", "prefill", "8 heads do not divide by TP=3"),
     ],
 )  # fmt: skip

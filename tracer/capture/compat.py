@@ -41,6 +41,7 @@ __all__ = [
     "no_dispatch_modes",
     "outside_fake_mode",
     "override_composite",
+    "process_group",
     "process_groups",
     "quiet_fake_tensors",
     "recomputes",
@@ -190,6 +191,13 @@ def group_name(value: Any) -> str | None:
         value = torch.distributed.ProcessGroup.unbox(value)
     name = getattr(value, "group_name", None)
     return None if name is None else str(name)
+
+
+def process_group(name: str) -> Any:
+    """The process group in force under a name."""
+    from torch.distributed import distributed_c10d
+
+    return getattr(distributed_c10d, "_resolve_process_group")(name)  # noqa: B009
 
 
 def process_groups() -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ language models, `tracer.trace` never by itself. A test holds the folded trace a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,25 +20,46 @@ from torch import Tensor, nn
 from .records import Fold
 
 
+class Stack(nn.ModuleList):
+    """Layers that come with their kinds: hooks of a plan make each a module of its own.
+
+    `kinds`: equal for layers that run the same program on the same input.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], kinds: Sequence[int]) -> None:
+        super().__init__(layers)
+        self.kinds = tuple(kinds)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]  # slices too, of which `nn.ModuleList` makes another of its class
+
+    @contextlib.contextmanager
+    def only(self, kept: list[int]) -> Iterator[None]:
+        """Whatever else says something of every layer is shortened to those in `kept`."""
+        yield
+
+
 @contextlib.contextmanager
 def folded(model: nn.Module, layers: int) -> Iterator[tuple[Fold, ...]]:
     """Shorten every outermost `ModuleList` of `layers` entries; restores it, whatever happens."""
     replaced: list[tuple[nn.Module, str, nn.ModuleList]] = []
     folds: list[Fold] = []
-    try:
-        for owner, name, path, full in _outermost_lists(model):
-            if len(full) != layers or _share_modules(full):
-                continue
-            kept, found = _fold_list(path, full)
-            if len(kept) < len(full):
-                short = _ShortList(full, kept)
-                replaced.append((owner, name, full))
-                owner._modules[name] = short
-                folds.extend(found)
-        yield tuple(folds)
-    finally:
-        for owner, name, full in replaced:
-            owner._modules[name] = full
+    with contextlib.ExitStack() as beside:
+        try:
+            for owner, name, path, full in outermost_lists(model):
+                if len(full) != layers or _share_modules(full):
+                    continue
+                kept, found = _fold_list(path, full)
+                if len(kept) < len(full):
+                    if isinstance(full, Stack):
+                        beside.enter_context(full.only(kept))
+                    replaced.append((owner, name, full))
+                    owner._modules[name] = _ShortList(full, kept)
+                    folds.extend(found)
+            yield tuple(folds)
+        finally:
+            for owner, name, full in replaced:
+                owner._modules[name] = full
 
 
 class _ShortList(nn.ModuleList):
@@ -57,15 +78,16 @@ class _ShortList(nn.ModuleList):
         return values[index]
 
 
-def _outermost_lists(
+def outermost_lists(
     module: nn.Module, prefix: str = ""
 ) -> Iterator[tuple[nn.Module, str, str, nn.ModuleList]]:
+    """Every list of modules that is in no other: its owner, its name there, its path, itself."""
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(child, nn.ModuleList) and len(child) > 1:
             yield module, name, path, child
         else:
-            yield from _outermost_lists(child, path)
+            yield from outermost_lists(child, path)
 
 
 def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]:
@@ -75,24 +97,42 @@ def _fold_list(path: str, layers: nn.ModuleList) -> tuple[list[int], list[Fold]]
     so each boundary that occurs (kind to kind, middle to middle) occurs in the short list too, and
     fusion across boundaries counts the same.
     """
-    kinds: list[tuple[_Signature, list[int]]] = []
-    for index, layer in enumerate(layers):
-        mine = _signature(layer)
-        for signature, members in kinds:
-            if _same(signature, members[0], mine, index):
-                members.append(index)
-                break
-        else:
-            kinds.append((mine, [index]))
-    kept: list[int] = []
+    kinds = kinds_of(layers)
     folds: list[Fold] = []
-    for _, members in kinds:
-        kept.extend(sorted({members[0], members[min(1, len(members) - 1)], members[-1]}))
+    for members in _members(kinds):
         for run in (members[:1], members[1:-1], members[1:][-1:]):
             if run:
                 names = tuple(f"{path}.{index}" for index in run)
                 folds.append(Fold(names[0], len(run), names))
-    return sorted(kept), folds
+    return kept_of(kinds), folds
+
+
+def kinds_of(layers: nn.ModuleList) -> tuple[int, ...]:
+    """A number for every layer, the same for those that run the same program."""
+    if isinstance(layers, Stack):
+        return layers.kinds
+    found: list[tuple[_Signature, int]] = []
+    kinds = []
+    for index, layer in enumerate(layers):
+        mine = _signature(layer)
+        kind = next((k for k, (s, at) in enumerate(found) if _same(s, at, mine, index)), len(found))
+        if kind == len(found):
+            found.append((mine, index))
+        kinds.append(kind)
+    return tuple(kinds)
+
+
+def kept_of(kinds: Sequence[int]) -> list[int]:
+    """The indices that folding leaves in place: the first, the second and the last of each kind."""
+    return sorted({i for m in _members(kinds) for i in (m[0], m[min(1, len(m) - 1)], m[-1])})
+
+
+def _members(kinds: Sequence[int]) -> list[list[int]]:
+    """Indices by kind."""
+    found: dict[int, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(index)
+    return list(found.values())
 
 
 class _Signature(NamedTuple):

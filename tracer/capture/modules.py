@@ -7,9 +7,11 @@ again (torch's own trackers guess from hooks and are off by factors on MLA).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,32 @@ from .records import Call
 
 OUTSIDE_TASK = -2  # no module call is open (a graph task has a number from 0, none is -1)
 OUTSIDE = 0  # the call of ops that no module ran: `calls[0]`, path ""
+
+
+_thread = threading.local()  # .stack: the one that follows this thread's calls
+
+
+def running() -> nn.Module | None:
+    """The innermost module whose call is being recorded in this thread."""
+    stack: ModuleStack | None = getattr(_thread, "stack", None)
+    return stack._stack[-1][0] if stack is not None and stack._stack else None
+
+
+@contextlib.contextmanager
+def inside(module: nn.Module | None) -> Iterator[None]:
+    """What runs here belongs to a call of `module`, though nobody calls it.
+
+    Checkpoints that run a layer's `forward` again go past the hooks of its call.
+    """
+    stack: ModuleStack | None = getattr(_thread, "stack", None)
+    if stack is None or module is None:
+        yield
+        return
+    stack._enter(module, ())
+    try:
+        yield
+    finally:
+        stack._leave(module, (), None)
 
 
 class ModuleStack:
@@ -49,6 +77,7 @@ class ModuleStack:
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Self:
+        _thread.stack = self
         self._handles = [
             nn_module.register_module_forward_pre_hook(self._enter),
             # always_call: non-reentrant checkpointing leaves its recompute by raising through the
@@ -63,6 +92,7 @@ class ModuleStack:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        _thread.stack = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -16,15 +16,26 @@ WORKLOADS = (TRAINING, PREFILL, DECODE, INFERENCE)
 DTYPES = ("bf16", "fp8")
 
 
+def no_state() -> Iterable[Tensor]:
+    """The `Run.state` of a model without caches."""
+    return ()
+
+
+def alone() -> None:
+    """The `Run.reduce` of a program that has no other ranks."""
+
+
 class Run(NamedTuple):
     """One call of a program, with its inputs made, ready to be recorded.
 
     Attributes:
         forward: calls the module; under the recorder.
-        loss: the scalar of a training step, from what `forward` returned.
+        loss: the scalar of a training step, from what `forward` returned; of a stage that is not
+            the last one what it sent on, whose gradient comes from elsewhere.
         state: tensors that the caches hold now; asked before and after the call.
         batch, seq, context: the sizes in force, where the model has its own (an image is 1 token).
         notes: what the reader must know about how the inputs were made.
+        reduce: sums gradients over ranks, behind the backward of a training step.
     """
 
     forward: Callable[[], Any]
@@ -34,6 +45,7 @@ class Run(NamedTuple):
     seq: int
     context: int
     notes: tuple[str, ...] = ()
+    reduce: Callable[[], None] = alone
 
 
 class Program(Protocol):
@@ -72,11 +84,6 @@ class Program(Protocol):
 
     def adapt(self, error: Exception) -> bool:
         """Change something that may cure `error`: the run is repeated if so. Ends with False."""
-
-
-def no_state() -> Iterable[Tensor]:
-    """The `Run.state` of a model without caches."""
-    return ()
 
 
 def load_program(

@@ -240,13 +240,18 @@ def _training(model: nn.Module, run: Run, optimizer: str, options: dict[str, Any
             output = run.forward()
             loss = run.loss(output)
             del output
-            torch.autograd.backward(loss)
-            del loss
+            unread = None
+            if loss.dim():  # a stage's result: its gradient is received, whatever stands here
+                with capture.paused():
+                    unread = torch.empty_like(loss)
+            torch.autograd.backward(loss, unread)
+            del loss, unread
             capture.unfold()
             with capture.paused():
                 if options["fold"]:
                     fill_gradients(model)
             with torch.no_grad(), capture.optimizer_step():
+                run.reduce()
                 parameters = [_local(parameter) for parameter in model.parameters()]
             with capture.paused():
                 step = MasterAdamW(parameters) if optimizer == "adamw" else None

@@ -47,7 +47,9 @@ class Dataflow:
         while queue and len(seen) < _SEARCH_LIMIT:
             at = queue.popleft()
             op = self.ops[at]
-            if "all_to_all" in op.name:  # rows of many ranks: each chose one of the experts here
+            if (
+                "all_to_all" in op.name or "alltoall" in op.name
+            ):  # rows of many ranks: each chose one of the experts here
                 continue
             if op.overload_packet == "aten.topk":
                 k = op.args[1] if len(op.args) > 1 else op.kwargs.get("k")

@@ -136,9 +136,12 @@ def _grouped(op: Op, flops: Any, moved: Any, precision: str) -> Found:
     if len(x.shape) != 2 or not x.numel:
         return None
     rows, k = (_number(size) for size in x.shape)
+    share = 1.0
+    if op.overload_packet == "tracer.grouped_mm_head":  # of all rows, those in front
+        share, rows = op.args[3] / rows, _number(op.args[3])
     n = flops / (2 * rows * k)
     weight = max(tensors[1:], key=lambda ref: sample(ref.nbytes), default=x)
-    weights = most((moved - x.nbytes - out.nbytes, 0.0))
+    weights = most((moved - share * (x.nbytes + out.nbytes), 0.0))
     experts = _number(weight.shape[0]) if len(weight.shape) == 3 else 1.0
     active = least((most((weights / (k * n * weight.itemsize), 1.0)), experts, rows))
     return "grouped", {"rows": rows, "active": active, "k": k, "n": n, "moved": moved}

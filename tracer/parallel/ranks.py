@@ -56,7 +56,7 @@ def rank_trace(
 ) -> Trace:  # fmt: skip
     """The program of one rank in one stage, see `capture.sharded.record_rank`.
 
-    A transformers model is cut by its own plan (`capture.huggingface.sharded`) and never folded.
+    A transformers model is cut by its own plans (`capture.huggingface.sharded`).
 
     Raises:
         UserError: the plan cannot run this model or workload; says why.
@@ -68,7 +68,9 @@ def rank_trace(
     if not isinstance(program, ReferenceProgram):
         from ..capture.huggingface.sharded import record_rank as record_cut
 
-        return record_cut(program, workload, plan, rank=rank, attention=attention)
+        return record_cut(
+            program, workload, plan, rank=rank, stage=stage, attention=attention, fold=fold
+        )
     return record_rank(
         program, workload, plan, rank=rank, stage=stage, attention=attention, fold=fold
     )

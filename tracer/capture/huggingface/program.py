@@ -226,7 +226,7 @@ class HuggingFaceProgram:
 
         def forward() -> Any:
             with quiet():
-                out = model(**inputs)
+                out = self._call(model, inputs)
             if cache is None:
                 holder[0] = _cache_of(out)
             return out
@@ -234,6 +234,10 @@ class HuggingFaceProgram:
         state = no_state if phase != PREFILL else lambda: caches.tensors_of(holder[0])
         tokens = _tokens(inputs)
         return Run(forward, self._loss(model, inputs), state, batch, tokens, context)
+
+    def _call(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """One call of the model."""
+        return model(**inputs)
 
     def _decode(self, model: Any, batch: int, seq: int, context: int, device: str) -> Run:
         """One token after `context - 1`; states that must exist first come from a warm-up call."""
@@ -249,7 +253,7 @@ class HuggingFaceProgram:
             inputs = self._text(model, batch, before, device) | {"use_cache": True}
             if ours:
                 inputs[str(name)] = cache
-            out = model(**_accepted(model, inputs))
+            out = self._call(model, _accepted(model, inputs))
             if not ours:
                 cache = _cache_of(out)
                 if cache is None:
@@ -271,7 +275,7 @@ class HuggingFaceProgram:
 
         def forward() -> Any:
             with quiet():
-                out = model(**inputs)
+                out = self._call(model, inputs)
             held[0] = held[0] if ours else _cache_of(out)
             return out
 

@@ -33,6 +33,32 @@ def grouped_mm(
     return work._replace(vector=given(bias) * out[0].numel)
 
 
+@cost("tracer::grouped_mm_head")
+def grouped_mm_head(
+    x: TensorRef, w: TensorRef, offs: TensorRef, rows: int, *, out: Out, env: Env
+) -> Work:  # fmt: skip
+    """`_grouped_mm` of the first `rows` of R rows: offsets end there, and the kernel stops.
+
+    The others went to experts of other ranks, which hold as many: E·R/rows in all.
+
+    Bytes: the rows in front, and of the weights the distinct experts hit by R/k tokens.
+    Estimated: routing decides how many rows come and which experts are read.
+    """
+    every, k = x.shape
+    held = w.shape[0]
+    top_k = env.top_k or 1
+    share = rows / every if every else 1.0
+    experts = round(held / share) if rows else held
+    hit = distinct_experts(env.conventions.routing, experts, top_k, every // top_k) * share
+    read = {"x": rows * k * x.itemsize, "w": round(min(hit, held) * (w.nbytes // held))}
+    columns = out[0].shape[1]
+    write: dict[str | int, int] = {0: rows * columns * out[0].itemsize}
+    return Work(
+        multiply_add(x) * rows * columns * k, kind=GROUPED_GEMM, read=read, write=write,
+        confidence=ESTIMATED,
+    )  # fmt: skip
+
+
 @cost("aten::_scaled_grouped_mm")
 def scaled_grouped_mm(
     self: TensorRef, mat2: TensorRef, scale_a: TensorRef, scale_b: TensorRef,
