@@ -21,7 +21,7 @@ def no_state() -> Iterable[Tensor]:
     return ()
 
 
-def alone() -> None:
+def alone(parameters: Sequence[nn.Parameter]) -> None:
     """The `Run.reduce` of a program that has no other ranks."""
 
 
@@ -35,7 +35,8 @@ class Run(NamedTuple):
         state: tensors that the caches hold now; asked before and after the call.
         batch, seq, context: the sizes in force, where the model has its own (an image is 1 token).
         notes: what the reader must know about how the inputs were made.
-        reduce: sums gradients over ranks, behind the backward of a training step.
+        reduce: sums gradients over ranks, behind the backward of a training step; it is given what
+            this rank has of `module.parameters()`, in their order.
     """
 
     forward: Callable[[], Any]
@@ -45,7 +46,7 @@ class Run(NamedTuple):
     seq: int
     context: int
     notes: tuple[str, ...] = ()
-    reduce: Callable[[], None] = alone
+    reduce: Callable[[Sequence[nn.Parameter]], None] = alone
 
 
 class Program(Protocol):

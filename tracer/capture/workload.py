@@ -251,8 +251,8 @@ def _training(model: nn.Module, run: Run, optimizer: str, options: dict[str, Any
                 if options["fold"]:
                     fill_gradients(model)
             with torch.no_grad(), capture.optimizer_step():
-                run.reduce()
                 parameters = [_local(parameter) for parameter in model.parameters()]
+                run.reduce(parameters)
             with capture.paused():
                 step = MasterAdamW(parameters) if optimizer == "adamw" else None
             if step is not None:

@@ -60,7 +60,7 @@ def _tensor(model: Any, kind: str, config: Any, plan: ShardingPlan) -> list[str]
     cuts = model.tp_plan
     if not cuts:
         return [f"TP={plan.tp}: {kind} has no tensor-parallel plan"]
-    if not any("*" in name for name in cuts) and plan.ep == 1:
+    if not any("*" in name for name in cuts) and plan.ep == 1:  # nothing in a layer
         return [f"TP={plan.tp}: the plan of {kind} cuts none of its layers"]
     heads = getattr(config, "num_key_value_heads", None)
     whole = any(k.endswith("k_proj") and style == "colwise" for k, style in cuts.items())
@@ -70,6 +70,11 @@ def _tensor(model: Any, kind: str, config: Any, plan: ShardingPlan) -> list[str]
             "heads"
         ]
     return []
+
+
+def leaves_layers_whole(program: Any) -> bool:
+    """Whether the model's plan for TP ranks names no part of a layer."""
+    return not any("*" in name for name in program.module("training", "meta").tp_plan)
 
 
 def _experts(model: Any, kind: str, plan: ShardingPlan) -> list[str]:

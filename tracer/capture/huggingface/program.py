@@ -116,6 +116,10 @@ class HuggingFaceProgram:
                 config = with_layers(config, layers)
         return cls(name, config, dtype, remote_code, inputs)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _register()  # in a process that has built nothing
+
     @property
     def shortest(self) -> int:
         """Tokens of the smallest run: prompts with an image need more than its placeholders."""
@@ -146,8 +150,7 @@ class HuggingFaceProgram:
         return sum(p.numel() * p.element_size() for p in self._modules["meta"].parameters())
 
     def _build(self, device: str) -> Any:
-        AttentionInterface.register(_OURS, tracer_attention)
-        AttentionMaskInterface.register(_OURS, tracer_mask)
+        _register()
         failure: Exception | None = None
         for attention in self._ladder():
             try:
@@ -394,6 +397,12 @@ class HuggingFaceProgram:
         with quiet():
             self._build("meta")
         return True
+
+
+def _register() -> None:
+    """Make our attention and masks known to transformers."""
+    AttentionInterface.register(_OURS, tracer_attention)
+    AttentionMaskInterface.register(_OURS, tracer_mask)
 
 
 _ATTENTIONS = (_OURS, "sdpa", "eager")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -102,12 +102,12 @@ class RankProgram(HuggingFaceProgram):
         loss: Callable[[Any], Tensor] = super()._loss(model, inputs)
         return loss
 
-    def _reduce(self) -> None:
+    def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """Gradients summed over the ranks that share the parameter, in place, one by one."""
         (model,) = self._modules.values()
-        for name, parameter in model.named_parameters():
+        names = [name for name, _ in model.named_parameters()]
+        for name, parameter in zip(names, parameters, strict=True):
             axis = "edp" if self.groups["ep"].size > 1 and _EXPERTS in name else "dp"
             group = self.groups[axis]
             if parameter.grad is not None and group.size > 1:
-                grad = getattr(parameter.grad, "_local_tensor", parameter.grad)
-                torch.ops._c10d_functional.all_reduce_(grad, "sum", group.name)
+                torch.ops._c10d_functional.all_reduce_(parameter.grad, "sum", group.name)

@@ -204,12 +204,30 @@ def _spread(model: Any, plan: ShardingPlan, meshes: _Meshes) -> None:
     with quiet():
         tensor, expert, _ = model._resolve_parallel_plans(how)
         if plan.tp > 1:
-            here = {k: style for k, style in tensor.items() if not is_elsewhere(model, k)}
+            tied = _tied(model)
+            again = {f"{path}.{name}" for _, *others in tied for path, name in others}
+            here = {
+                k: style for k, style in tensor.items()
+                if k not in again and not is_elsewhere(model, k)
+            }  # fmt: skip
             apply_tensor_parallelism(model, meshes.tp, here)
+            for (path, name), *others in tied:
+                cut_once = model.get_submodule(path)._parameters[name]
+                for other, its in others:
+                    model.get_submodule(other)._parameters[its] = cut_once
         if plan.ep > 1:
             apply_expert_parallelism(
                 model, meshes.ep, meshes.tp, expert, ep_implementation=experts.NAME
             )
+
+
+def _tied(model: Any) -> list[list[tuple[str, str]]]:
+    """Modules and names that hold the same parameter: transformers' plans cut it under each."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for full, parameter in model.named_parameters(remove_duplicate=False):
+        path, _, name = full.rpartition(".")
+        found.setdefault(id(parameter), []).append((path, name))
+    return [places for places in found.values() if len(places) > 1]
 
 
 def _shard_fully(model: Any, plan: ShardingPlan, meshes: _Meshes) -> None:

@@ -115,7 +115,7 @@ def _trained(empty: torch.Tensor, like: nn.Parameter | None) -> nn.Parameter:
 def cut(program: Any, layers: range, *, first: bool, last: bool, fold: bool) -> nn.Module:
     """A copy of the program's meta module with `layers` alone; see `fill` for those not to be run.
 
-    `first` keeps the embedding, `last` the norm and the head.
+    `first` keeps the embedding, `last` the norm and the head; without layers nothing else stays.
 
     Raises:
         UserError: the model's stack cannot be cut, see `legality`.
@@ -135,6 +135,9 @@ def cut(program: Any, layers: range, *, first: bool, last: bool, fold: bool) -> 
     for i in kept:
         shells[i] = full[layers[i]]
     gone = [] if first else [(base, n) for n in where.front]
+    if not layers:  # positions are for layers
+        known = {*where.front, name, *where.tail}
+        gone += [(base, n) for n, _ in base.named_children() if n not in known]
     if not last:
         gone += [(base, n) for n in where.tail]
         gone += [(model, n) for n, child in model.named_children() if child is not base]
