@@ -176,6 +176,17 @@ def test_fully_shard_and_tensor_parallel():
     }
 
 
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_gathered_layers_are_given_back(how):
+    """Of gathered parameters the backward finds the root's in place, and no layer's."""
+    kept = []
+    for words in ("", "dp2 fsdp "):
+        plan = Plan.parse(f"{words}recompute={how} micro_batch={BATCH}")
+        (ledger,) = stage_ledgers("llama", plan, "training")
+        kept.append(rank_memory(ledger, Plan(), 80e9).activations)
+    assert kept[1] - kept[0] == 2 * (2 * V * D + D)
+
+
 def test_recomputation():
     """Full: the backward runs every layer's products again, and a layer keeps its input alone."""
     found = {}

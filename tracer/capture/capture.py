@@ -92,6 +92,8 @@ class Capture:
             self._recorder.runner = remembered.runner  # nobody below waits to see every op
         enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
+        tensors = self._recorder.tensors
+        enter(compat.fully_shard_memory(tensors.freed, tensors.allocated))
         return self
 
     def __exit__(

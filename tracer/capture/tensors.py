@@ -118,6 +118,17 @@ class TensorTable:
         if sid is not None:
             self._nbytes[sid] = max(self._nbytes[sid], storage.nbytes())
 
+    def freed(self, tensor: Tensor) -> None:
+        """The storage of `tensor` gives its memory back and lives on."""
+        sid = self._ids.pop(compat.storage_key(tensor.untyped_storage()), None)
+        if sid is not None:
+            self._died[sid] = self.clock
+
+    def allocated(self, tensor: Tensor) -> None:
+        """It has memory again, for the op that comes: a storage of its own."""
+        if compat.storage_key(tensor.untyped_storage()) not in self._ids:
+            self.register(tensor.untyped_storage(), None, self.clock)
+
     def detach(self) -> None:
         """Drop the watch on live storages, so that deaths after the trace are not written."""
         self._watches.clear()
@@ -155,8 +166,9 @@ class TensorTable:
 
     def _dead(self, watch: Any) -> None:
         # The address of a dead storage is used again: forget it, and note when it died.
-        self._ids.pop(watch.key, None)
-        self._died[watch.sid] = self.clock
+        if self._ids.get(watch.key) == watch.sid:
+            del self._ids[watch.key]
+        self._died.setdefault(watch.sid, self.clock)
 
     def _without_storage(self, tensor: Tensor, born: int) -> tuple[Any, ...]:
         """A tensor without strided storage (sparse, nested, mkldnn): its dense description."""
