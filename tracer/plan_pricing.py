@@ -181,6 +181,8 @@ def price_plan(options: argparse.Namespace, plan: Plan | None = None) -> Priced:
     """
     from tracer.hardware import load_cluster
 
+    from .predict.program import supported
+
     cluster = load_cluster(options.cluster)
     batch = options.batch
     if plan is None:
@@ -188,6 +190,7 @@ def price_plan(options: argparse.Namespace, plan: Plan | None = None) -> Priced:
     elif plan.micro_batch > 1:
         batch = plan.micro_batch * plan.micro_batches
     program, money = program_of(options), money_of(options, cluster)
+    plan = supported(program, plan)
     if options.phase == "training":
         from .predict.training import predict_training
 

@@ -19,7 +19,7 @@ from tracer.parallel.plan import Plan
 from tracer.parallel.ranks import stage_traces
 from tracer.predict import predict
 from tracer.predict.money import Money
-from tracer.predict.passes import passes_of
+from tracer.predict.passes import Clocked
 from tracer.predict.structure import Kernels, Structure
 from tracer.predict.training import Assumptions, Overlap, predict_training
 
@@ -78,7 +78,7 @@ def test_blocks_add_up_to_stages_that_are_traced_as_a_whole(split):
 
     links = Links(network, groups_on(plan, network), routing_of(small(), plan))
     for trace, stages in stage_traces(small(), work, plan):
-        whole = passes_of(price(trace), links, Timing())
+        whole = Clocked(price(trace), links.network, Timing()).passes(links)
         for stage in stages:
             block = structure.stage(stage)
             for direction in ("forward", "backward"):

@@ -9,6 +9,7 @@ from tracer.hardware import Cluster
 
 from ..parallel import experts
 from ..parallel.plan import Plan
+from ..parallel.ranks import sizes_of
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -24,15 +25,17 @@ def expert_skew(program: Program, plan: Plan, cluster: Cluster, tokens: int) -> 
         tokens: of one sequence or decode batch; a rank dispatches `micro_batch` times as many.
     """
     config = getattr(program, "config", None)
-    count = getattr(config, "n_routed_experts", None)
-    if not count or plan.ep == 1:
+    if config is None or plan.ep == 1:
         return 1.0
-    assert config is not None
-    limited = config.topk_method != "greedy" and config.topk_group < config.n_group
-    groups = (config.n_group, config.topk_group) if limited else (1, 1)
+    sizes = sizes_of(program)
+    if not sizes.experts:
+        return 1.0
+    count, some = getattr(config, "n_group", None) or 1, getattr(config, "topk_group", None) or 1
+    limited = getattr(config, "topk_method", "") != "greedy" and some < count
+    groups = (count, some) if limited else (1, 1)
     here = tokens * plan.micro_batch // (plan.cp * (1 if plan.attention_dp else plan.tp))
     return _skew(
-        count, config.num_experts_per_tok, groups, plan.ep, plan.redundant_experts,
+        sizes.experts, sizes.top_k, groups, plan.ep, plan.redundant_experts,
         max(here, 1) * plan.ep, cluster.domain,
     )  # fmt: skip
 

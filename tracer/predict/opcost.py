@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..cost.work import ATTENTION, UNMODELLED
+from ..cost.work import UNMODELLED
 from .passes import Passes, Piece, Source
 
 Key = tuple[str, str, str]  # pass, module path, op without its overload
@@ -43,7 +43,7 @@ _ROUNDING = 1e-12  # below it a difference of seconds is none
 def pieces_of(passes: Passes) -> Iterable[tuple[Source, Piece]]:
     """The pieces of every program within `passes`."""
     for source in passes.made_of:
-        for piece in source.clocked.pieces(source.links, attention=source.attention):
+        for piece in source.clocked.pieces(source.links):
             yield source, piece
 
 
@@ -101,10 +101,9 @@ def waits_of(passes: Passes) -> Waits:
 def _ops(source: Source, piece: Piece) -> dict[Key, OpCost]:
     """A kernel's seconds over the ops that it runs."""
     launch = piece.launch
-    work = source.attention if launch.kind == ATTENTION else 1
     found: dict[Key, OpCost] = {}
     for op in launch.ops:
-        cost = OpCost(op.times, op.flops * work, op.nbytes, op.share * piece.segment.seconds)
+        cost = OpCost(op.times, op.flops, op.nbytes, op.share * piece.segment.seconds)
         key = (launch.phase, op.module, op.op)
         found[key] = found.get(key, NOTHING).plus(cost)
     return found

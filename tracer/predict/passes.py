@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
-from ..cost import Kernel, Ledger
+from ..cost import Ledger
 from ..cost.onepass import CAST
-from ..cost.work import ATTENTION, COLLECTIVE, GROUPED_GEMM, Cost
+from ..cost.work import COLLECTIVE, GROUPED_GEMM, Cost
 from ..machine import Timing, time_ledger
 from ..machine.roofline import KernelTime
 from ..parallel.expert_exchange import dispatch
@@ -153,6 +153,12 @@ class Message(NamedTuple):
     dtype: str
     before: str
 
+    @property
+    def reduces(self) -> bool:
+        """Whether gradients are summed by it."""
+        over_data = self.axis in ("dp", "edp", "stage")
+        return over_data and _COLLECTIVES[self.name] in ("reduce_scatter", "all_reduce")
+
 
 @dataclass(frozen=True)
 class Links:
@@ -197,11 +203,11 @@ class Links:
 
 
 _COLLECTIVES = {
-    "all_reduce": "all_reduce", "all_gather_into_tensor": "all_gather",
+    "all_reduce": "all_reduce", "all_reduce_": "all_reduce", "all_gather_into_tensor": "all_gather",
     "all_gather_into_tensor_out": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
     "all_to_all_single": "all_to_all", "broadcast": "broadcast", "isend": "send", "irecv": "send",
     "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter",
-    "allreduce_": "all_reduce",
+    "allreduce_": "all_reduce", "alltoall_base_": "all_to_all",
 }  # fmt: skip
 
 
@@ -248,6 +254,23 @@ class Launch(NamedTuple):
     peak: float = 0.0
     ops: tuple[OpShare, ...] = ()
 
+    def stretched(self, old: int, new: int) -> Launch:
+        """What runs once in each of `old` folded layers, for `new` of them."""
+        if self.launches != old or new == old:
+            return self
+        message, grown = self.message, new / old
+        if message is not None:
+            message = message._replace(nbytes=message.nbytes * grown, launches=new)
+        ops = tuple(
+            op._replace(times=new, flops=op.flops * grown, nbytes=op.nbytes * grown)
+            if op.times == old else op
+            for op in self.ops
+        )  # fmt: skip
+        return self._replace(
+            launches=new, message=message, seconds=self.seconds * grown,
+            slowed=self.slowed * grown, start=self.start * grown, peak=self.peak * grown, ops=ops,
+        )  # fmt: skip
+
 
 class Piece(NamedTuple):
     """A launch over a plan's links, as a stretch of a stream; `time` is one launch of a message,
@@ -264,7 +287,6 @@ class Source(NamedTuple):
 
     clocked: Clocked
     links: Links
-    attention: float
     sign: int = 1
 
 
@@ -320,19 +342,15 @@ class Clocked:
                 self.hops[direction] += nbytes
             return False
         over_data = direction == OPTIMIZER or axis in ("dp", "edp", "stage")
-        if over_data and name.startswith(("reduce_scatter", "all_reduce")):
+        if over_data and _COLLECTIVES[name] in ("reduce_scatter", "all_reduce"):
             self.reduced[axis] = self.reduced.get(axis, 0.0) + nbytes
         return direction != OPTIMIZER
 
-    def passes(self, links: Links, *, attention: float = 1.0) -> Passes:
-        """The passes with their messages over `links`.
-
-        `attention`: factor on the seconds of fused attention, for context-parallel ranks whose
-        trace shows only their own keys.
-        """
+    def passes(self, links: Links) -> Passes:
+        """The passes with their messages over `links`."""
         chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
         once, launches = 0.0, 0
-        for item, segment, _ in self.pieces(links, attention=attention):
+        for item, segment, _ in self.pieces(links):
             launches += item.launches if item.message is None else 0
             if item.once:
                 once += segment.seconds if item.direction == FORWARD else 0.0
@@ -341,11 +359,11 @@ class Clocked:
         return Passes(
             _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, self.hops[FORWARD],
             self.hops[BACKWARD], self.cost, self.reduced, self.optimizer, launches,
-            (Source(self, links, attention),),
+            (Source(self, links),),
         )  # fmt: skip
 
-    def pieces(self, links: Links, *, attention: float = 1.0) -> Iterator[Piece]:
-        """Kernels and messages of a micro-batch in order; `attention` as in `passes`."""
+    def pieces(self, links: Links) -> Iterator[Piece]:
+        """Kernels and messages of a micro-batch in order."""
         for item in self.launches:
             if item.message is not None:
                 time, segment = links.time(item.message), Segment(item.message.axis, 0.0)
@@ -354,8 +372,7 @@ class Clocked:
                     segment = Segment(item.message.axis, total, sms=time.sms)
                 yield Piece(item, segment, time)
                 continue
-            factor = attention if item.kind == ATTENTION else 1.0
-            factor *= links.skew if item.kind == GROUPED_GEMM else 1.0
+            factor = links.skew if item.kind == GROUPED_GEMM else 1.0
             seconds, slowed = item.seconds * factor, item.slowed * factor
             segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
             yield Piece(item, segment)
@@ -372,22 +389,6 @@ def _ops(time: KernelTime, ledger: Ledger) -> tuple[OpShare, ...]:
             part.cost.total_bytes, part.confidence, share,
         ))  # fmt: skip
     return tuple(found)
-
-
-def passes_of(ledger: Ledger, links: Links, timing: Timing, *, attention: float = 1.0) -> Passes:
-    """The passes of the program that `ledger` prices, see `Clocked`."""
-    passes = Clocked(ledger, links.network, timing).passes(links, attention=attention)
-    if attention == 1:
-        return passes
-    kernels = (k for k in ledger.kernels if k.phase != OPTIMIZER)
-    return replace(passes, cost=Cost.sum(_scaled(k, attention) for k in kernels))
-
-
-def _scaled(kernel: Kernel, attention: float) -> Cost:
-    if kernel.kind != ATTENTION:
-        return kernel.cost
-    flops = {p: round(n * attention) for p, n in kernel.cost.flops.items()}
-    return replace(kernel.cost, flops=flops)
 
 
 def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:

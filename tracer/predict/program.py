@@ -6,15 +6,14 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..cost import NAIVE, Conventions, Ledger, price
-from ..cost.lowered import in_fp8, saved_weights
+from ..cost import NAIVE, Conventions, price
 from ..errors import UserError
 from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
-from ..parallel.sizes import Sizes
-from .passes import Links, Passes, Segment, passes_of
-from .structure import Block, Kernels, Structure, groups_on, measure
+from . import pieces
+from .passes import Links
+from .structure import Block, Kernels, Structure, groups_on
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -60,7 +59,14 @@ def stages_of(
         )
     if kept != "trace":
         raise UserError(f"{program.name}: kept={kept} is known for reference models")
-    return WholeStages(program, work, plan, network, kernels, weights)
+    return WholeStages(program, work, plan, network, kernels, weights, skew)
+
+
+def supported(program: Program, plan: Plan) -> Plan:
+    """`plan` without sequence parallelism where no plan of the model's has it (transformers)."""
+    from ..capture.reference import ReferenceProgram
+
+    return plan if isinstance(program, ReferenceProgram) else replace(plan, sequence_parallel=False)
 
 
 class ReferenceStages:
@@ -101,85 +107,62 @@ class ReferenceStages:
 
 
 class WholeStages:
-    """A transformers model (or any other) on TP, CP and data-parallel ranks, without stages."""
+    """Stages of a transformers model, see `pieces`; of any other module a copy on every rank."""
 
     def __init__(
         self, program: Program, workload: Any, plan: Plan, network: Network, kernels: Kernels,
-        weights: str | None,
+        weights: str | None, skew: float = 1.0,
     ) -> None:  # fmt: skip
         self.program: Any = program  # programs are hashable, which their protocol does not say
-        self.work, self.plan = workload, plan
+        self.work, self.plan, self.skew = workload, plan, skew
         self.network, self.kernels, self.weights = network, kernels, weights
+        self.cut = _shown(plan, workload.phase == "training")
 
     def illegal(self, plan: Plan) -> list[str]:
-        found = [
-            f"{name}={getattr(plan, name)} is traced for the reference models only"
-            for name in ("pp", "ep")
-            if getattr(plan, name) > 1
-        ]
-        if plan.recompute != "none":
-            found.append("recompute is traced for the reference models only")
-        config = getattr(self.program, "config", None)
-        if plan.tp > 1 and config is not None:
-            sizes = Sizes.of(config.to_dict())
-            found += replace(plan, pp=1, ep=1).illegal(replace(sizes, tied=False))
+        extra = plan.sequence_parallel or plan.attention_dp or plan.redundant_experts
+        if pieces.uncut(_shown(plan, self.work.phase == "training")) and not extra:
+            return []
+        if not hasattr(self.program, "config"):
+            return ["a module of one's own runs on data ranks alone, a copy on each"]
+        from ..capture.huggingface.legality import illegal
+
+        training = self.work.phase == "training"
+        sizes = sizes_of(self.program)
+        if plan.pp == 1:  # else the two are on different ranks
+            sizes = replace(sizes, tied=False)
         seq = self.work.tokens // self.work.batch
-        return found + plan.illegal_chunks(seq)
+        found = plan.illegal(sizes, training=training, seq=seq)
+        return found or illegal(self.program, self.work, plan)
 
     def blocks(self) -> list[Block]:
-        plan = self.plan
-        work = self.work
-        if plan.cp > 1 and work.phase != "decode":
-            work = replace(work, seq=work.seq // plan.cp)
-        ledger = _whole(self.program, work, plan.tp, self.kernels)
-        saved = 0
-        if self.weights == "fp8":
-            saved = saved_weights(ledger)
-            ledger = in_fp8(ledger)
-        links = Links(self.network, groups_on(plan, self.network))
-        passes = passes_of(ledger, links, self.kernels.timing, attention=float(plan.cp))
-        block = measure(ledger, replace(plan, dp=1, zero=0), passes)
-        if work.phase == "training" and not block.parameters:
-            count = sum(p.numel for p in ledger.trace.parameters if p.trainable and not p.buffer)
-            block = replace(block, parameters={"dp": float(count)})
-        block = replace(block, weights=block.weights - saved)
-        if plan.zero == 3 and plan.dp > 1 and work.phase == "training":
-            block = self._gathered(block)
-        return [replace(block, passes=self._with_keys(block.passes))]
-
-    def _gathered(self, block: Block) -> Block:
-        """ZeRO 3: parameters gathered before both passes, gradients scattered behind the second."""
-        group = groups_on(self.plan, self.network)["dp"]
-        nbytes = 2.0 * sum(block.parameters.values())
-        gather = self.network.all_gather(nbytes, group)
-        scatter = self.network.reduce_scatter(nbytes, group)
-        p = block.passes
-        ahead = Segment("dp", float(gather.seconds), sms=gather.sms)
-        behind = Segment("dp", float(scatter.seconds), sms=scatter.sms)
-        passes = replace(p, forward=(ahead, *p.forward), backward=(ahead, *p.backward, behind))
-        return replace(block, passes=passes, weights=block.weights / group.ranks)
-
-    def _with_keys(self, passes: Passes) -> Passes:
-        """Context parallel: keys and values of all ranks, gathered in every layer and pass."""
-        plan, config = self.plan, getattr(self.program, "config", None)
-        if plan.cp == 1 or self.work.phase == "decode" or config is None:
-            return passes
-        group = groups_on(plan, self.network)["cp"]
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
+        links = Links(
+            self.network, groups_on(self.plan, self.network), kernel="nccl", skew=self.skew
         )
-        heads = max(
-            getattr(config, "num_key_value_heads", config.num_attention_heads) // plan.tp, 1
-        )
-        nbytes = 2.0 * 2 * heads * width * self.work.seq * self.work.batch
-        layers = config.num_hidden_layers
-        one = self.network.all_gather(nbytes, group)
-        forward = Segment("cp", layers * float(one.seconds), sms=one.sms)
-        back = self.network.reduce_scatter(nbytes, group)
-        both = layers * float(one.seconds + back.seconds)
-        backward = Segment("cp", both, sms=back.sms)
-        chain = (backward, *passes.backward) if passes.backward else ()
-        return replace(passes, forward=(forward, *passes.forward), backward=chain)
+        fp8 = self.weights == "fp8"
+        if self.plan.stages == 1:
+            whole = pieces.traced(
+                self.program, self.work, self.cut, 0, None, self.kernels, self.network, fp8
+            )
+            return [whole.block(links, self.cut)]
+        from ..capture.huggingface.stage import layers_of
+
+        where = layers_of(self.program)
+        assert where is not None  # the plan is legal
+        found: dict[Any, Block] = {}
+        order = []
+        for stage in range(self.plan.stages):
+            own = self.plan.layers_of(stage, len(where.kinds))
+            kinds = where.kinds[own.start : own.stop]
+            # Of ranges of layers of the same kinds in one order the first stands for all.
+            start = next(i for i in range(own.start + 1) if where.kinds[i : i + len(own)] == kinds)
+            ends = stage == 0, stage == self.plan.stages - 1
+            order.append((kinds, ends))
+            if order[-1] not in found:
+                found[order[-1]] = pieces.stage(
+                    self.program, self.work, self.cut, range(start, start + len(own)), kinds, ends,
+                    self.kernels, links, fp8,
+                )  # fmt: skip
+        return [found[key] for key in order]
 
     def flops(self) -> tuple[float, float]:
         each = model_flops(self.program, self.work.phase, self.work.seq, self.work.context)
@@ -190,8 +173,18 @@ class WholeStages:
         notes = []
         if self.plan.cp > 1:
             notes.append(
-                "CP of a transformers model: each rank has 1/CP of the tokens and of the causal "
-                "pairs (zigzag); keys and values are gathered in every layer"
+                "CP of a transformers model: two chunks of every sequence a rank (zigzag); keys "
+                "and values are gathered in every layer"
+            )
+        if self.plan.tp > 1:
+            from ..capture.huggingface.legality import leaves_layers_whole
+
+            if leaves_layers_whole(self.program):
+                notes.append("the model's own plan leaves attention whole on every TP rank")
+        if self.plan.ep > 1:
+            notes.append(
+                "expert exchange: as transformers does it, all rows in one all-to-all, or an "
+                "all-reduce where all ranks hold one batch and nothing is trained"
             )
         if self.weights == "fp8":
             notes.append(
@@ -201,17 +194,23 @@ class WholeStages:
         return notes
 
 
-@functools.lru_cache(maxsize=16)
-def _whole(program: Any, work: Any, tp: int, kernels: Kernels) -> Ledger:
-    from ..capture.workload import record
+def _shown(plan: Plan, training: bool) -> Plan:
+    """What of a plan shows in one rank's trace.
 
-    if tp == 1:
-        return kernels.ledger(record(program, work))
-    try:
-        from ..capture.huggingface.sharded import record_rank
-    except ImportError:
-        raise UserError(f"{program.name}: TP is traced for the reference models only") from None
-    return kernels.ledger(record_rank(program, work, Plan(tp=tp, micro_batch=work.batch)))
+    As many stages as there are kinds of them (first, between, last), and as few replicas as hold
+    the experts; `fully_shard` cuts by the real number.
+    """
+    fully = training and plan.zero == 3 and plan.dp * plan.cp > 1
+    dp = plan.dp
+    if not fully:
+        dp = 1
+        while (plan.tp * plan.cp * dp) % plan.ep and dp < plan.dp:
+            dp += 1
+    return Plan(
+        tp=plan.tp, ep=plan.ep, pp=3 if plan.stages > 1 else 1, dp=dp, cp=plan.cp,
+        zero=3 if fully else 0, micro_batch=plan.micro_batch,
+        recompute=plan.recompute if training else "none",
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
@@ -231,4 +230,12 @@ def model_flops(program: Any, phase: str, seq: int, context: int) -> tuple[float
     return count("pairs"), count("full")
 
 
-__all__ = ["ReferenceStages", "Stages", "WholeStages", "model_flops", "sizes_of", "stages_of"]
+__all__ = [
+    "ReferenceStages",
+    "Stages",
+    "WholeStages",
+    "model_flops",
+    "sizes_of",
+    "stages_of",
+    "supported",
+]

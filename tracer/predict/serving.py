@@ -325,8 +325,9 @@ def memories(blocks: list[Block], assume: Serving, cluster: Cluster) -> list[Gpu
 def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:
     """The all-to-all bound of arXiv 2505.09343, 2.3.2, with this plan's tokens and group."""
     config = getattr(program, "config", None)
-    if plan.ep == 1 or config is None:
+    if plan.ep == 1 or not hasattr(config, "is_moe"):  # transformers exchanges other messages
         return None
+    assert config is not None
     ranks = 1 if plan.attention_dp else plan.tp
     tokens = plan.micro_batch * plan.micro_batches / ranks / 2  # two micro-batches take turns
     far = plan.ep > cluster.domain

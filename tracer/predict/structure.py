@@ -317,9 +317,4 @@ def held_by(ledger: Ledger, cut: Plan) -> Held:
     )  # fmt: skip
 
 
-def measure(ledger: Ledger, cut: Plan, passes: Passes) -> Block:
-    """The block of a ledger's rank that runs `passes`."""
-    return held_by(ledger, cut).block(passes)
-
-
 __all__ = ["Block", "Kernels", "Sizes", "Structure", "groups_on", "routing_of", "together"]

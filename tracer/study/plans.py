@@ -23,6 +23,7 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from ..parallel.schedules import SCHEDULES
 from ..predict.money import Money
+from ..predict.program import supported
 from ..predict.training import Assumptions, TrainingStep, predict_training, training_memory
 from .sweeps import LOCAL, executor_for
 
@@ -162,6 +163,7 @@ class _Task:
         return found
 
     def _one(self, split: Plan) -> TrainingStep | Dropped:
+        split = supported(self.program, split)
         each = split.data_ranks * split.micro_batch
         if self.global_batch % each:
             why = f"{self.global_batch} sequences do not divide by {each}"
