@@ -1,7 +1,9 @@
 """Any plan of a transformers model: the ranks sum to the whole, and every message by hand."""
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from rank_programs import messages
 from transformers_plans import (
@@ -14,6 +16,8 @@ from transformers_plans import (
     D,
     T,
     V,
+    elements,
+    first_slices,
     held,
     model,
     parameters,
@@ -50,11 +54,14 @@ def drawn(draw):
     reasons = plan.illegal(sizes_of(model(name)), training=phase == "training", seq=seq)
     assume(not reasons and not illegal(model(name), work(phase), plan))
     assume(name != "gpt_oss" or plan.tp == 1)  # its plan leaves attention whole on TP ranks
+    # The first of TP ranks that share tokens unevenly has more than the mean.
+    assume(plan.ep == 1 or BATCH * seq % plan.tp == 0)
     return name, phase, plan
 
 
 @settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(drawn())
+@example(("qwen", "training", Plan.parse(f"tp4 ep4 pp3 dp4 cp2 fsdp micro_batch={BATCH}")))
 def test_ranks_sum_to_the_whole(case):
     """FLOPs of the ranks that share one batch, and parameters of those that hold the model once."""
     name, phase, plan = case
@@ -62,14 +69,10 @@ def test_ranks_sum_to_the_whole(case):
     total = Cost.sum(ledger.total() for ledger in ledgers)
     expected = whole(name, phase).total_flops + (plan.tp - 1) * router_flops(name, phase)
     assert plan.tp * plan.cp * total.total_flops == expected
-    if plan.zero == 3 and plan.dp * plan.cp > 1:  # slices, of the same size on every rank
-        ranks = plan.tp * plan.cp * plan.dp
-        all_ranks = ranks * sum(
-            p.numel for lg in ledgers for p in lg.trace.parameters if not p.buffer
-        )
-        # Slices are padded to whole rows, of at most 2 D columns.
-        assert parameters(name, plan.tp) <= all_ranks + 1e-9
-        assert all_ranks <= 1.5 * parameters(name, plan.tp) * max(1, plan.ep // plan.tp)
+    if plan.zero == 3 and plan.dp * plan.cp > 1:
+        uncut = stage_ledgers(name, replace(plan, zero=0), phase)
+        assert held(uncut, plan) == parameters(name, plan.tp)
+        assert [elements(lg) for lg in ledgers] == [first_slices(lg, plan) for lg in uncut]
     else:
         assert held(ledgers, plan) == parameters(name, plan.tp)
 

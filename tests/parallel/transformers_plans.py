@@ -89,6 +89,26 @@ def held(ledgers: list[Ledger], plan: Plan) -> int:
     return others * plan.tp + experts * (plan.ep if plan.ep > 1 else plan.tp)
 
 
+def elements(ledger: Ledger) -> int:
+    """Of the parameters that a rank has."""
+    return sum(p.numel for p in ledger.trace.parameters if not p.buffer)
+
+
+def first_slices(ledger: Ledger, plan: Plan) -> int:
+    """What the first rank has once `fully_shard` cuts each parameter by rows.
+
+    Rows are chunked as `torch.chunk` does: the first rank has ceil(rows / ranks), the last ones may
+    have none. Experts go over the ranks that hold the same ones.
+    """
+    total = 0
+    for p in ledger.trace.parameters:
+        if not p.buffer:
+            experts = plan.ep > 1 and ".experts." in p.name
+            copies = plan.tp * plan.cp * plan.dp // plan.ep if experts else plan.dp * plan.cp
+            total += -(-p.shape[0] // copies) * p.numel // p.shape[0]
+    return total
+
+
 def parameters(name: str, tp: int) -> int:
     """What `held` must be: whole norms and routers on every TP rank, all else once."""
     total = 0
