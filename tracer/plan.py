@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .plan_options import AXES, add_axes, check_options, given_in, options_from_main, parser
+from .progress import progress
 
 if TYPE_CHECKING:
     from .report.report import Report
@@ -59,8 +60,10 @@ def _price(options: argparse.Namespace, command: str, out: Path | None) -> None:
     """One plan, and beside it another where `--compare` names one."""
     from .plan_pricing import check_strict, other_side, price_plan, study_of
 
-    priced = price_plan(options)
-    compared = None if options.compare is None else other_side(options)
+    with progress() as say:
+        say("tracing and pricing the program of a rank")
+        priced = price_plan(options)
+        compared = None if options.compare is None else other_side(options)
     step, advice, study = priced.step, priced.advice(), None
     if out is not None or compared is not None or options.strict:
         study = study_of(priced, command, compared, advice)
@@ -89,7 +92,8 @@ def _search(options: argparse.Namespace, command: str, out: Path | None) -> None
     from .report.plans import render_search
     from .report.search_report import search_csv, search_document, search_report
 
-    study = search_plans(options, command)
+    with progress() as say:
+        study = search_plans(options, command, say)
     if options.csv is not None:
         write_whole(Path(options.csv), search_csv(study.found))
     if options.json:

@@ -11,12 +11,13 @@ from .plan_options import flag
 from .plan_pricing import assumptions, money_of, program_of
 
 if TYPE_CHECKING:
+    from .progress import Say
     from .report.search_report import SearchStudy
 
 _PRICED = 8  # of the best plans, with the parts of their seconds
 
 
-def search_plans(options: argparse.Namespace, command: str) -> SearchStudy:
+def search_plans(options: argparse.Namespace, command: str, say: Say) -> SearchStudy:
     """The search that the options ask for; the best plans with parts, if a report wants them.
 
     Raises:
@@ -58,6 +59,7 @@ def search_plans(options: argparse.Namespace, command: str) -> SearchStudy:
     money = money_of(options, cluster)
     most = {a: getattr(options, a) for a in ("tp", "cp", "pp", "ep") if getattr(options, a)}
     schedules = (options.schedule,) if options.schedule else tuple(SCHEDULES)
+    say("tracing and pricing plans")
     found = search(
         program,
         options.gpus,
@@ -70,6 +72,7 @@ def search_plans(options: argparse.Namespace, command: str) -> SearchStudy:
         most=most,
         schedules=schedules,
         executor="local",
+        tell=lambda done, whole: say(f"{done:,} of {whole:,} plans", done, whole),
     )
     best = found.ranked[: min(options.top, _PRICED)] if options.out is not None else ()
     detailed = tuple(

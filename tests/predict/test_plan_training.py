@@ -18,8 +18,8 @@ from tracer.parallel.network import network_of
 from tracer.parallel.plan import Plan
 from tracer.parallel.ranks import stage_traces
 from tracer.predict import predict
+from tracer.predict.clocked import Clocked
 from tracer.predict.money import Money
-from tracer.predict.passes import Clocked
 from tracer.predict.structure import Kernels, Structure
 from tracer.predict.training import Assumptions, Overlap, predict_training
 
@@ -73,7 +73,7 @@ def test_blocks_add_up_to_stages_that_are_traced_as_a_whole(split):
     network = network_of(H100)
     work = Workload("training", 1, 256)
     structure = Structure(small(), work, plan, network, PLAIN)
-    from tracer.predict.passes import Links
+    from tracer.predict.links import Links
     from tracer.predict.structure import groups_on, routing_of
 
     links = Links(network, groups_on(plan, network), routing_of(small(), plan))

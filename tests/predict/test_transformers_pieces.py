@@ -9,7 +9,7 @@ from tracer.capture.workload import Workload
 from tracer.parallel.network import network_of
 from tracer.parallel.plan import Plan
 from tracer.predict import pieces
-from tracer.predict.passes import Links
+from tracer.predict.links import Links
 from tracer.predict.structure import Kernels, groups_on
 
 SIZES = {

@@ -11,8 +11,9 @@ import numpy as np
 from tracer.hardware import Chip
 
 from .calibration import calibration_of, rates
-from .roofline import PEAK, VECTOR, Timing, matrix_unit
+from .roofline import PEAK, VECTOR, matrix_unit
 from .tables import Derived
+from .timing import Timing
 
 ASSUMED = ("launch", "matmul_efficiency", "memory_efficiency", "host", "clock", "reserved_sms")
 # Bytes an element against those that were traced, by role; 0.5 halves the dtype.

@@ -34,9 +34,9 @@ from .knobs import (
 from .knobs import inverse_matrix as inverse
 from .network import Network
 from .parts import Bound, Family, Maxima, Shaped
-from .roofline import KERNELS, Timing
 from .rows import Row
 from .tables import Array, Table, Terms, Values, added, names_of, scaled, terms_of
+from .timing import KERNELS, Timing
 
 Axis: TypeAlias = Mapping[str, Array]  # names that vary together, arrays of one length
 

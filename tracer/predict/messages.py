@@ -10,8 +10,9 @@ from ..capture.records import BACKWARD, FORWARD
 from ..parallel import overlap
 from ..parallel.groups import Group
 from ..parallel.network import NetTime
+from .links import DEEPEP_DTYPES
 from .opcost import pieces_of
-from .passes import DEEPEP_DTYPES, Chain, Passes
+from .passes import Chain, Passes
 
 BETWEEN, END = "between stages", "end of the step"
 _NAMES = {"normal": "DeepEP normal", "low_latency": "DeepEP low latency"}

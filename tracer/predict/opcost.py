@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..cost.work import UNMODELLED
-from .passes import Passes, Piece, Source
+from .clocked import Piece
+from .passes import Passes, Source
 
 Key = tuple[str, str, str]  # pass, module path, op without its overload
 

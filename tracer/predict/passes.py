@@ -7,24 +7,18 @@ as the trace has them; which of the messages hide behind compute is for the call
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
-from ..cost import Ledger
-from ..cost.onepass import CAST
-from ..cost.work import COLLECTIVE, GROUPED_GEMM, Cost
-from ..machine import Timing, time_ledger
-from ..machine.roofline import KernelTime
-from ..parallel.expert_exchange import dispatch
-from ..parallel.expert_traffic import Routing, token_bytes
-from ..parallel.groups import Group
-from ..parallel.network import NetTime, Network
-from .weight_ops import weight_gradients
+from ..capture.records import FORWARD
+from ..cost.work import Cost
+
+if TYPE_CHECKING:
+    from .clocked import Clocked
+    from .links import Links
 
 COMPUTE = ""
-DEEPEP_DTYPES = {"uint8": "fp8", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class Segment(NamedTuple):
@@ -46,6 +40,14 @@ class Segment(NamedTuple):
 
 
 Chain = tuple[Segment, ...]
+
+
+class Source(NamedTuple):
+    """A program within `Passes`, and what `Clocked.pieces` takes; `sign` is -1 if taken off."""
+
+    clocked: Clocked
+    links: Links
+    sign: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,257 +143,7 @@ def beyond(whole: Passes, part: Passes) -> Passes:
     )  # fmt: skip
 
 
-class Message(NamedTuple):
-    """A collective of a rank's program: its op, its group, bytes of all launches, and the dtypes of
-    what it sends and of what the collective before it sent ("" for the first).
-    """
-
-    name: str
-    axis: str
-    nbytes: float
-    launches: int
-    dtype: str
-    before: str
-
-    @property
-    def reduces(self) -> bool:
-        """Whether gradients are summed by it."""
-        over_data = self.axis in ("dp", "edp", "stage")
-        return over_data and _COLLECTIVES[self.name] in ("reduce_scatter", "all_reduce")
-
-
-@dataclass(frozen=True)
-class Links:
-    """How a plan's groups lie in a cluster, and how expert-parallel ranks exchange tokens.
-
-    Attributes:
-        network: of the cluster.
-        groups: by axis.
-        routing: of the model's experts; None without.
-        kernel: of the exchange, "normal" or "low_latency" (DeepEP's), or "nccl": one all-to-all.
-        skew: rows of the busiest expert-parallel rank over the mean: what all ranks wait for.
-    """
-
-    network: Network
-    groups: Mapping[str, Group]
-    routing: Routing | None = None
-    kernel: str = "normal"
-    skew: float = 1.0
-
-    def time(self, message: Message) -> NetTime | None:
-        """One launch of a collective; None where it sends nothing of its own.
-
-        The counts of rows and the FP32 scales of FP8 rows travel with the rows in DeepEP's kernels:
-        they cost nothing of their own there.
-        """
-        axis, dtype = message.axis, message.dtype
-        group = self.groups.get(axis)
-        if group is None or group.ranks == 1:
-            return None
-        one = message.nbytes / message.launches
-        exchange = axis == "ep" and message.name == "all_to_all_single" and self.kernel != "nccl"
-        if exchange and self.routing is not None:
-            if dtype.startswith("int") or (dtype == "float32" and message.before == "uint8"):
-                return None
-            precision = DEEPEP_DTYPES.get(dtype, "bf16")
-            per = {"uint8": 1.0}.get(dtype, token_bytes(1, precision))
-            return dispatch(
-                self.network, one / (self.routing.top_k * per), 1, self.routing, group,
-                kernel=self.kernel, precision=precision, skew=self.skew,
-            )  # fmt: skip
-        return self.network.time(_COLLECTIVES[message.name], one, group)
-
-
-_COLLECTIVES = {
-    "all_reduce": "all_reduce", "all_reduce_": "all_reduce", "all_gather_into_tensor": "all_gather",
-    "all_gather_into_tensor_out": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
-    "all_to_all_single": "all_to_all", "broadcast": "broadcast", "isend": "send", "irecv": "send",
-    "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter",
-    "allreduce_": "all_reduce", "alltoall_base_": "all_to_all",
-}  # fmt: skip
-
-
-class OpShare(NamedTuple):
-    """One op of a kernel: runs, FLOPs, bytes, how sure they are, its share of the seconds."""
-
-    module: str
-    op: str
-    times: int
-    flops: float
-    nbytes: float
-    confidence: str
-    share: float
-
-
-class Launch(NamedTuple):
-    """A kernel of a pass, or a message, in its place.
-
-    Attributes:
-        direction: forward or backward.
-        launches: of it.
-        message: None for a kernel.
-        seconds, slowed: of all launches, alone and while communication holds its SMs.
-        weight: whether it makes gradients of weights and of nothing else.
-        kind: of the kernel.
-        once: whether a step runs it once for all of its micro-batches.
-        phase: the op's own: what is computed again has one.
-        works: what it waits for once it has started, compute or memory.
-        start, peak: seconds until it has, and those of its products at the datasheet's peaks.
-        ops: what it runs.
-    """
-
-    direction: str
-    launches: int
-    message: Message | None = None
-    seconds: float = 0.0
-    slowed: float = 0.0
-    weight: bool = False
-    kind: str = ""
-    once: bool = False
-    phase: str = ""
-    works: str = ""
-    start: float = 0.0
-    peak: float = 0.0
-    ops: tuple[OpShare, ...] = ()
-
-    def stretched(self, old: int, new: int) -> Launch:
-        """What runs once in each of `old` folded layers, for `new` of them."""
-        if self.launches != old or new == old:
-            return self
-        message, grown = self.message, new / old
-        if message is not None:
-            message = message._replace(nbytes=message.nbytes * grown, launches=new)
-        ops = tuple(
-            op._replace(times=new, flops=op.flops * grown, nbytes=op.nbytes * grown)
-            if op.times == old else op
-            for op in self.ops
-        )  # fmt: skip
-        return self._replace(
-            launches=new, message=message, seconds=self.seconds * grown,
-            slowed=self.slowed * grown, start=self.start * grown, peak=self.peak * grown, ops=ops,
-        )  # fmt: skip
-
-
-class Piece(NamedTuple):
-    """A launch over a plan's links, as a stretch of a stream; `time` is one launch of a message,
-    None where it sends nothing of its own.
-    """
-
-    launch: Launch
-    segment: Segment
-    time: NetTime | None = None
-
-
-class Source(NamedTuple):
-    """A program within `Passes`, and what `Clocked.pieces` takes; `sign` is -1 if taken off."""
-
-    clocked: Clocked
-    links: Links
-    sign: int = 1
-
-
-class Clocked:
-    """A rank's program in seconds: all that no link changes. Neither trace nor ledger is kept.
-
-    Args:
-        ledger: of a rank's trace.
-        network: of the cluster; its chip runs the kernels, its messages hold SMs.
-        timing: of the chip, without SMs reserved for communication.
-    """
-
-    def __init__(self, ledger: Ledger, network: Network, timing: Timing) -> None:
-        chip = network.cluster.chip
-        times = time_ledger(ledger, chip, timing)
-        timed = {id(k.kernel): k for k in times.kernels}
-        slowed = {kernel: k.total for kernel, k in timed.items()}
-        if any(k.kind == COLLECTIVE for k in ledger.kernels):
-            held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
-            away = time_ledger(ledger, chip, held)
-            slowed = {id(k.kernel): k.total for k in away.kernels}
-        self.cost = Cost.sum(k.cost for k in ledger.kernels if k.phase != OPTIMIZER)
-        self.optimizer = 0.0
-        self.hops = {FORWARD: 0.0, BACKWARD: 0.0}
-        self.reduced: dict[str, float] = {}
-        self.launches: list[Launch] = []
-        weights, before = weight_gradients(ledger), ""
-        for kernel in ledger.kernels:
-            direction = BACKWARD if kernel.phase == RECOMPUTE else kernel.phase
-            if kernel.kind == COLLECTIVE:
-                dtype = next(ledger.trace.ops[kernel.parts[0].op].inputs()).dtype
-                axis, nbytes = next(iter(kernel.cost.messages.items()))
-                if self._goes_through(kernel.name, axis, nbytes, direction):
-                    message = Message(kernel.name, axis, nbytes, kernel.launches, dtype, before)
-                    self.launches.append(Launch(direction, kernel.launches, message))
-                    before = dtype
-            elif direction == OPTIMIZER:
-                self.optimizer += timed[id(kernel)].total
-            else:
-                makes = direction == BACKWARD and all(p.op in weights for p in kernel.parts)
-                once = kernel.name == CAST and set(kernel.cost.read) == {"weights"}
-                time = timed[id(kernel)]
-                self.launches.append(Launch(
-                    direction, kernel.launches, None, time.total, slowed[id(kernel)], makes,
-                    kernel.kind, once, kernel.phase, time.works, min(time.launch, time.total),
-                    time.matrix, _ops(time, ledger),
-                ))  # fmt: skip
-
-    def _goes_through(self, name: str, axis: str, nbytes: float, direction: str) -> bool:
-        """Whether a message is one of the passes': notes what stages and data ranks exchange."""
-        if axis == "pp":
-            if name == "isend":
-                self.hops[direction] += nbytes
-            return False
-        over_data = direction == OPTIMIZER or axis in ("dp", "edp", "stage")
-        if over_data and _COLLECTIVES[name] in ("reduce_scatter", "all_reduce"):
-            self.reduced[axis] = self.reduced.get(axis, 0.0) + nbytes
-        return direction != OPTIMIZER
-
-    def passes(self, links: Links) -> Passes:
-        """The passes with their messages over `links`."""
-        chains: dict[str, list[tuple[Segment, int]]] = {FORWARD: [], BACKWARD: []}
-        once, launches = 0.0, 0
-        for item, segment, _ in self.pieces(links):
-            launches += item.launches if item.message is None else 0
-            if item.once:
-                once += segment.seconds if item.direction == FORWARD else 0.0
-            else:
-                chains[item.direction].append((segment, item.launches))
-        return Passes(
-            _unfolded(chains[FORWARD]), _unfolded(chains[BACKWARD]), once, self.hops[FORWARD],
-            self.hops[BACKWARD], self.cost, self.reduced, self.optimizer, launches,
-            (Source(self, links),),
-        )  # fmt: skip
-
-    def pieces(self, links: Links) -> Iterator[Piece]:
-        """Kernels and messages of a micro-batch in order."""
-        for item in self.launches:
-            if item.message is not None:
-                time, segment = links.time(item.message), Segment(item.message.axis, 0.0)
-                if time is not None:
-                    total = item.launches * float(time.seconds)
-                    segment = Segment(item.message.axis, total, sms=time.sms)
-                yield Piece(item, segment, time)
-                continue
-            factor = links.skew if item.kind == GROUPED_GEMM else 1.0
-            seconds, slowed = item.seconds * factor, item.slowed * factor
-            segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
-            yield Piece(item, segment)
-
-
-def _ops(time: KernelTime, ledger: Ledger) -> tuple[OpShare, ...]:
-    """What a kernel runs; its seconds go to its ops by their bytes."""
-    found = []
-    for place, part in enumerate(time.kernel.parts):
-        op = ledger.trace.ops[part.op]
-        share = time.seconds_of(place) / time.total if time.total else 0.0
-        found.append(OpShare(
-            part.module, op.overload_packet, op.times, part.cost.total_flops,
-            part.cost.total_bytes, part.confidence, share,
-        ))  # fmt: skip
-    return tuple(found)
-
-
-def _unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
+def unfolded(chain: Iterable[tuple[Segment, int]]) -> Chain:
     """Layers that were folded one after the other again, and neighbours on one stream together."""
     found: list[Segment] = []
     for times, run in itertools.groupby(chain, key=lambda item: item[1]):

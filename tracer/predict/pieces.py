@@ -24,7 +24,9 @@ from ..cost.lowered import in_fp8, saved_weights
 from ..parallel.memory import Moving
 from ..parallel.network import Network
 from ..parallel.plan import Plan
-from .passes import Clocked, Links, Passes
+from .clocked import Clocked
+from .links import Links
+from .passes import Passes
 from .structure import Block, Held, Kernels, held_by, together
 
 FIRST, BETWEEN, LAST = 0, 1, 2  # stages of a pipeline of three

@@ -12,7 +12,7 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from . import pieces
-from .passes import Links
+from .links import Links
 from .structure import Block, Kernels, Structure, groups_on
 
 if TYPE_CHECKING:

@@ -25,9 +25,11 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import rank_trace, sizes_of
 from ..parallel.sizes import Sizes
+from .clocked import Clocked
 from .kept import kept_in_fp8
 from .kernels import Kernels
-from .passes import Clocked, Links, Passes, beyond, joined
+from .links import Links
+from .passes import Passes, beyond, joined
 
 if TYPE_CHECKING:
     from ..capture.reference import ReferenceProgram

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ def search(
     program: Program, gpus: int, cluster: Cluster | str, *, global_batch: int, seq: int = 4096,
     like: Plan | None = None, assume: Assumptions | None = None, money: Money | None = None,
     schedules: tuple[str, ...] = tuple(SCHEDULES), most: dict[str, int] | None = None,
-    executor: str = "serial",
+    executor: str = "serial", tell: Callable[[int, int], None] | None = None,
 ) -> Found:  # fmt: skip
     """Price every legal plan of `gpus` GPUs.
 
@@ -115,6 +115,7 @@ def search(
         schedules: names to try.
         most: largest "tp", "cp", "pp", "ep"; by default tp 8, cp 1, pp 64, ep all.
         executor: as of a sweep: "serial", or "local" for processes where plans are many.
+        tell: is given plans done and plans in all, after those of a tensor and context cut.
 
     Raises:
         UserError: not one plan is legal; says why.
@@ -138,6 +139,8 @@ def search(
                 done += task.price(plans) if future is None else future.result()
             except BrokenExecutor:  # a worker died: what it had is priced here
                 done += task.price(plans)
+            if tell is not None:
+                tell(len(done), count)
     ranked = [item for item in done if isinstance(item, TrainingStep)]
     ranked.sort(key=lambda step: step.seconds)
     return Found(tuple(ranked), tuple(item for item in done if isinstance(item, Dropped)))

@@ -173,3 +173,12 @@ def tensors_of(tree: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
 def _each(items: Iterable[Any], seen: set[int]) -> Iterator[Tensor]:
     for item in items:
         yield from tensors_of(item, seen)
+
+
+def cache_of(out: Any) -> Any:
+    """The cache in a model's output, whatever it is called."""
+    for name in ("past_key_values", "cache_params", "state", "mems"):
+        found = getattr(out, name, None)
+        if found is not None:
+            return found
+    return None

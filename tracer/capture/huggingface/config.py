@@ -156,3 +156,14 @@ def _hub_answers() -> bool:
             return True
     except OSError:
         return False
+
+
+def without_layerdrop(config: Any) -> bool:
+    """Turn off the random skipping of layers, which no count can follow; whether it was on."""
+    found = False
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+            if getattr(part, name, 0):
+                setattr(part, name, 0.0)
+                found = True
+    return found

@@ -281,3 +281,18 @@ _MAKERS: dict[str, Maker] = {
     ),
     "inputs": lambda ask: ask.floats(ask.batch, ask.seq, sizes.find(ask.config, "d_model")),
 }  # fmt: skip
+
+
+def accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `inputs` that the forward takes."""
+    parameters = forward_parameters(model)
+    return {name: value for name, value in inputs.items() if name in parameters}
+
+
+def tokens_of(inputs: dict[str, Any]) -> int:
+    """Tokens of a sequence: those of the decoder, of the text, or 1 for an image or a clip."""
+    for name in ("decoder_input_ids", "input_ids"):
+        if isinstance(inputs.get(name), Tensor):
+            tokens: int = inputs[name].shape[1]
+            return tokens
+    return 1

@@ -88,3 +88,14 @@ def _features(model: Any, kind: str, media: dict[str, Tensor]) -> int:
     if isinstance(features, Tensor):
         features = [features]
     return sum(int(f.numel()) // int(f.shape[-1]) for f in features)
+
+
+def forgets_images(model: Any) -> bool:
+    """Clear the position offset that Qwen-VL's kind keeps of the last prompt; whether it has one.
+
+    A run must not depend on the runs before it.
+    """
+    holders = [m for m in model.modules() if hasattr(m, "rope_deltas")]
+    for module in holders:
+        module.rope_deltas = None
+    return bool(holders)

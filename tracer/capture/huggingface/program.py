@@ -32,8 +32,8 @@ from ..inputspec import InputSpec
 from ..loss import any_loss, next_token_loss
 from ..program import DECODE, INFERENCE, PREFILL, TRAINING, Run, no_state
 from . import cache as caches
-from . import sizes
-from .attention import NeedsMask, tracer_attention
+from . import cures, sizes
+from .attention import tracer_attention
 from .classes import (
     cache_name,
     fitting_config,
@@ -43,12 +43,20 @@ from .classes import (
     model_class,
     phases_of,
 )
-from .config import first_line, is_uniform, quiet, read_config, text_config, with_layers
-from .inputs import make_inputs, required_inputs
+from .config import (
+    first_line,
+    is_uniform,
+    quiet,
+    read_config,
+    text_config,
+    with_layers,
+    without_layerdrop,
+)
+from .cures import OURS
+from .inputs import accepted, make_inputs, required_inputs, tokens_of
 from .masks import tracer_mask
-from .modalities import media_inputs, media_kind
+from .modalities import forgets_images, media_inputs, media_kind
 
-_OURS = "tracer"  # of our attention and mask functions in transformers' registries
 _WARM_TOKENS = 8  # enough for every recurrent state and convolution to exist
 
 
@@ -90,9 +98,9 @@ class HuggingFaceProgram:
         self._media = True
         self._own_cache = False
         self._experts = "grouped_mm"
-        self._attention = _OURS
+        self._attention = OURS
         self._modules: dict[str, Any] = {}
-        if _without_layerdrop(self.config):
+        if without_layerdrop(self.config):
             self.cures.append("layerdrop off: every layer runs in every step")
         with quiet():
             model = self._build("meta")
@@ -179,7 +187,7 @@ class HuggingFaceProgram:
         ladder = _ATTENTIONS[_ATTENTIONS.index(self._attention) :]
         if self._remote_code and getattr(self.config, "auto_map", None):
             return ladder
-        if _OURS in ladder and not model_class(self.config)._can_set_attn_implementation():
+        if OURS in ladder and not model_class(self.config)._can_set_attn_implementation():
             return ladder[1:]
         return ladder
 
@@ -204,7 +212,7 @@ class HuggingFaceProgram:
             context = min(context, REAL_TOKENS)
         model = self._module(ground)
         model.train(phase == TRAINING)
-        _forgets_images(model)
+        forgets_images(model)
         device = device_of(ground)
         with quiet(), torch.no_grad():
             if phase == DECODE:
@@ -231,11 +239,11 @@ class HuggingFaceProgram:
             with quiet():
                 out = self._call(model, inputs)
             if cache is None:
-                holder[0] = _cache_of(out)
+                holder[0] = caches.cache_of(out)
             return out
 
         state = no_state if phase != PREFILL else lambda: caches.tensors_of(holder[0])
-        tokens = _tokens(inputs)
+        tokens = tokens_of(inputs)
         return Run(forward, self._loss(model, inputs), state, batch, tokens, context)
 
     def _call(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -256,9 +264,9 @@ class HuggingFaceProgram:
             inputs = self._text(model, batch, before, device) | {"use_cache": True}
             if ours:
                 inputs[str(name)] = cache
-            out = self._call(model, _accepted(model, inputs))
+            out = self._call(model, accepted(model, inputs))
             if not ours:
-                cache = _cache_of(out)
+                cache = caches.cache_of(out)
                 if cache is None:
                     raise UserError(
                         f"{self.name} returns no cache: "
@@ -269,17 +277,17 @@ class HuggingFaceProgram:
         if need == "full":
             notes.append("decode: the cache is transformers' own, some of it copied at every step")
         inputs = self._text(model, batch, 1, device, context) | {"use_cache": True}
-        if _forgets_images(model):
+        if forgets_images(model):
             inputs.pop("attention_mask", None)  # they would make positions for all of its length
         if cache is not None:
             inputs[name or "past_key_values"] = cache
-        inputs = _accepted(model, inputs)
+        inputs = accepted(model, inputs)
         held = [cache]
 
         def forward() -> Any:
             with quiet():
                 out = self._call(model, inputs)
-            held[0] = held[0] if ours else _cache_of(out)
+            held[0] = held[0] if ours else caches.cache_of(out)
             return out
 
         return Run(
@@ -294,7 +302,7 @@ class HuggingFaceProgram:
         inputs = self._inputs(model, INFERENCE, batch, seq, device)
         decoder = {k: v for k, v in inputs.items() if k.startswith("decoder")}
         decoder["decoder_input_ids"] = decoder["decoder_input_ids"][:, :1]
-        encoded = model.get_encoder()(**_accepted(model.get_encoder(), inputs))
+        encoded = model.get_encoder()(**accepted(model.get_encoder(), inputs))
         if isinstance(encoded, tuple):
             encoded = BaseModelOutput(*encoded[:1])
         step = decoder | {"encoder_outputs": encoded, "past_key_values": cache, "use_cache": True}
@@ -366,100 +374,29 @@ class HuggingFaceProgram:
     # -- cures -------------------------------------------------------------------------------------
 
     def adapt(self, error: Exception) -> bool:
-        """What can be done about an error of the model, from most to least faithful."""
-        text = str(error)
-        if isinstance(error, NeedsMask):
-            return self._rebuild(_SPARSE_NOTE, attention="sdpa")
-        if self.dtype == "bf16" and any(words in text for words in _MIXED):
-            return self._rebuild(_MIXED_NOTE, dtype="fp32")
-        if "mat_a stride" in text and self._experts == "grouped_mm":
-            return self._rebuild(_ALIGN_NOTE, experts="eager")
-        if self._own_cache is False and isinstance(error, IndexError):
-            self._own_cache = True  # more layers ask for a cache than the config has
-            return True
-        if self._media and media_kind(self._modules["meta"]) is not None:
+        """Whether an error of the model could be cured; what was done stands in `cures`."""
+        media = self._media and media_kind(self._modules["meta"]) is not None
+        setup = cures.Setup(self.dtype, self._attention, self._experts, self._own_cache, media)
+        cure = cures.cure_of(error, setup)
+        if cure is None:
+            return False
+        if cure.note:
+            self.cures.append(cure.note)
+        self.dtype, self._attention, self._experts, self._own_cache, keeps = cure.setup
+        if media and not keeps:
             self._media = False
-            self.cures.append(f"text alone, without its images or audio ({first_line(error)})")
-            return True
-        if self._attention == _OURS and isinstance(error, (AttributeError, TypeError)):
-            return self._rebuild(_MASK_NOTE, attention="sdpa")
-        return False
-
-    def _rebuild(
-        self, note: str, attention: str | None = None, dtype: str | None = None,
-        experts: str | None = None,
-    ) -> bool:  # fmt: skip
-        self._attention = attention or self._attention
-        self._experts = experts or self._experts
-        self.dtype = dtype or self.dtype
-        self._modules.clear()
-        self.cures.append(note)
-        with quiet():
-            self._build("meta")
+        if cure.rebuilds:
+            self._modules.clear()
+            with quiet():
+                self._build("meta")
         return True
 
 
 def _register() -> None:
     """Make our attention and masks known to transformers."""
-    AttentionInterface.register(_OURS, tracer_attention)
-    AttentionMaskInterface.register(_OURS, tracer_mask)
+    AttentionInterface.register(OURS, tracer_attention)
+    AttentionMaskInterface.register(OURS, tracer_mask)
 
 
-_ATTENTIONS = (_OURS, "sdpa", "eager")
+_ATTENTIONS = (OURS, "sdpa", "eager")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_MIXED = (
-    "scalar type",
-    "same dtype",
-    "Unsupported dtype BFloat16",
-)  # of torch's complaints about operands of two precisions
-_MIXED_NOTE = "in fp32: the model mixes precisions when it is built in bf16"
-_MASK_NOTE = "attention as transformers' sdpa: the model looks into its mask"
-_ALIGN_NOTE = "experts one by one: their width is no multiple of 16 bytes, as grouped matmuls need"
-_SPARSE_NOTE = (
-    "attention over chosen keys is computed over all of them and masked, as transformers' sdpa does"
-)
-
-
-def _cache_of(out: Any) -> Any:
-    """The cache in a model's output, whatever it is called."""
-    for name in ("past_key_values", "cache_params", "state", "mems"):
-        found = getattr(out, name, None)
-        if found is not None:
-            return found
-    return None
-
-
-def _forgets_images(model: Any) -> bool:
-    """Clear the position offset that Qwen-VL's kind keeps of the last prompt; whether it has one.
-
-    A run must not depend on the runs before it.
-    """
-    holders = [m for m in model.modules() if hasattr(m, "rope_deltas")]
-    for module in holders:
-        module.rope_deltas = None
-    return bool(holders)
-
-
-def _without_layerdrop(config: Any) -> bool:
-    """Turn off the random skipping of layers, which no count can follow; whether it was on."""
-    found = False
-    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
-        for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-            if getattr(part, name, 0):
-                setattr(part, name, 0.0)
-                found = True
-    return found
-
-
-def _accepted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    parameters = forward_parameters(model)
-    return {name: value for name, value in inputs.items() if name in parameters}
-
-
-def _tokens(inputs: dict[str, Any]) -> int:
-    """Tokens of a sequence: those of the decoder, of the text, or 1 for an image or a clip."""
-    for name in ("decoder_input_ids", "input_ids"):
-        if isinstance(inputs.get(name), Tensor):
-            tokens: int = inputs[name].shape[1]
-            return tokens
-    return 1

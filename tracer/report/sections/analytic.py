@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...cost import EFFICIENT, NAIVE, ROLES
 from ...cost.work import FREE
-from ...machine.roofline import KERNELS
+from ...machine.timing import KERNELS
 from ...predict import Step
 from .. import palette
 from ..bars import draw_shares

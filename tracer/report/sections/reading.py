@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...machine.roofline import KERNELS
+from ...machine.timing import KERNELS
 from ..accuracy import accuracy_rows
 from ..blocks import Column, Section, Table, Text, code, section_of, table_of
 from ..facts import item_of, masks, routing, steps_of
