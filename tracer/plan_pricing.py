@@ -263,5 +263,7 @@ def study_of(
     from .run import versions
 
     program = priced.program
-    return PlanStudy(priced.step, priced.detail(), priced.money, program.source, program.dtype,
-                     command, versions(), advice, compared)  # fmt: skip
+    return PlanStudy(
+        priced.step, priced.detail(), priced.money, program.source, program.dtype,
+        priced.assume.kernels.timing, command, versions(), advice, compared,
+    )  # fmt: skip

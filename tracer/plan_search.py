@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from .errors import UserError, did_you_mean
 from .plan_options import flag
 from .plan_pricing import assumptions, money_of, program_of
+from .progress import Say, quiet
 
 if TYPE_CHECKING:
-    from .progress import Say
     from .report.search_report import SearchStudy
 
 _PRICED = 8  # of the best plans, with the parts of their seconds
 
 
-def search_plans(options: argparse.Namespace, command: str, say: Say) -> SearchStudy:
+def search_plans(options: argparse.Namespace, command: str, say: Say = quiet) -> SearchStudy:
     """The search that the options ask for; the best plans with parts, if a report wants them.
 
     Raises:

@@ -14,8 +14,8 @@ class Say(Protocol):
     def __call__(self, message: str, done: float = 0, total: float | None = None) -> None: ...
 
 
-def _quiet(message: str, done: float = 0, total: float | None = None) -> None:
-    pass
+def quiet(message: str, done: float = 0, total: float | None = None) -> None:
+    """Says nothing."""
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def progress() -> Iterator[Say]:
     The line goes when the block ends, however it ends. A pipe or a file gets nothing.
     """
     if not sys.stderr.isatty():
-        yield _quiet
+        yield quiet
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

@@ -34,6 +34,7 @@ HEADINGS = {
 7 Memory feasibility
 8 The pipeline's schedule
 9 What this rests on
+9.1 Accuracy of the kernel model
 """,
     DECODE: """\
 1 What was asked
@@ -45,6 +46,7 @@ HEADINGS = {
 5 Kernels
 6 Memory feasibility
 7 What this rests on
+7.1 Accuracy of the kernel model
 """,
 }
 HEADINGS[INFEASIBLE] = HEADINGS[DECODE]  # one stage, too

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from ..machine.timing import KERNELS, Timing
+from .blocks import Column, Section, Text, section_of, table_of
 from .records import AccuracyRow
 
 FILE = Path(__file__).parent / "accuracy.csv"
@@ -32,3 +34,34 @@ def accuracy_csv(rows: list[AccuracyRow]) -> str:
         lines.append(",".join((row.family, row.chip, f'"{row.constants}"', str(row.rows),
                                *numbers)))  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def accuracy_section(timing: Timing) -> Section | None:
+    """The table, where seconds are the kernel model's."""
+    if timing.model != KERNELS:
+        return None
+    return section_of(
+        "Accuracy of the kernel model",
+        Text(
+            "Errors of predicted over measured kernel times on rows that no constant was fitted "
+            "to, written by `python -m tracer.validate`. **roofline** is what datasheet peaks say "
+            "of the same rows, **one efficiency** the same with the one factor that fits them "
+            "best. A whole step adds what a sum over one stream leaves out: overlap, gaps of the "
+            "host, other work on the chip."
+        ),
+        table_of(
+            "accuracy",
+            "Mean absolute error (MAPE) and mean signed error (bias), in %.",
+            (
+                Column("family", "family", "code"),
+                Column("chip", "chip", "code"),
+                Column("constants", "constants"),
+                Column("rows", "rows", "size"),
+                Column("mape", "MAPE %", "%"),
+                Column("bias", "bias %", "signed %"),
+                Column("plain", "roofline %", "%"),
+                Column("single", "one efficiency %", "%"),
+            ),
+            accuracy_rows(),
+        ),
+    )

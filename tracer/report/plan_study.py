@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..machine import Timing
 from ..predict.detail import (
     BUBBLE,
     COMMUNICATION,
@@ -41,6 +42,7 @@ class PlanStudy:
     Attributes:
         step, detail, money: see there.
         source, dtype: of the model.
+        timing: what its seconds assume of the chip.
         advice: what would make a plan fit that does not.
         compared: another plan, if one was named.
     """
@@ -50,6 +52,7 @@ class PlanStudy:
     money: Money
     source: str
     dtype: str
+    timing: Timing
     command: str
     versions: dict[str, str]
     advice: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..accuracy import accuracy_section
 from ..blocks import Column, Section, Text, code, section_of, table_of
 from ..plan_study import PlanStudy
 
@@ -27,8 +28,8 @@ def section(study: PlanStudy) -> Section | None:
              Column("share", "of kernels", "share")),
             [(name, s, s / total) for name, s in sure.items() if s],
         ),
+        accuracy_section(study.timing),
         Text(
-            "Errors of the kernel model by family, and predicted beside published steps of plans, "
-            "stand in `docs/accuracy.md` and `docs/plans.md` of the sources."
+            "Predicted beside published steps of plans stand in `docs/plans.md` of the sources."
         ),
     )  # fmt: skip

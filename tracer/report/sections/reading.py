@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...machine.timing import KERNELS
-from ..accuracy import accuracy_rows
+from ..accuracy import accuracy_section
 from ..blocks import Column, Section, Table, Text, code, section_of, table_of
 from ..facts import item_of, masks, routing, steps_of
 from ..summary import Study
@@ -36,7 +36,7 @@ def section(study: Study) -> Section:
                 _run(study),
                 _conventions(study),
                 _coverage(study),
-                _accuracy(study),
+                accuracy_section(study.timing),
             )
             if part is not None
         ),
@@ -188,34 +188,3 @@ def _coverage(study: Study) -> Section | None:
         rows,
     )
     return section_of("Coverage", Text(text), table)
-
-
-def _accuracy(study: Study) -> Section | None:
-    if study.timing.model != KERNELS:
-        return None
-    rows = accuracy_rows()
-    return section_of(
-        "Accuracy of the kernel model",
-        Text(
-            "Errors of predicted over measured kernel times on rows that no constant was fitted "
-            "to, written by `python -m tracer.validate`. **roofline** is what datasheet peaks say "
-            "of the same rows, **one efficiency** the same with the one factor that fits them "
-            "best. A whole step adds what a sum over one stream leaves out: overlap, gaps of the "
-            "host, other work on the chip."
-        ),
-        table_of(
-            "accuracy",
-            "Mean absolute error (MAPE) and mean signed error (bias), in %.",
-            (
-                Column("family", "family", "code"),
-                Column("chip", "chip", "code"),
-                Column("constants", "constants"),
-                Column("rows", "rows", "size"),
-                Column("mape", "MAPE %", "%"),
-                Column("bias", "bias %", "signed %"),
-                Column("plain", "roofline %", "%"),
-                Column("single", "one efficiency %", "%"),
-            ),
-            rows,
-        ),
-    )
