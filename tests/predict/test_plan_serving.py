@@ -26,9 +26,9 @@ H100 = "h100_ib"
 
 def serve(text: str, phase: str, batch: int, **assumed):
     kernels = assumed.pop("kernels", PLAIN)
-    solve = assumed.pop("solve", False)
+    solve, context = assumed.pop("solve", False), assumed.pop("context", 512)
     return predict_serving(
-        small(), Plan.parse(text), H100, phase, batch=batch, seq=256, context=512,
+        small(), Plan.parse(text), H100, phase, batch=batch, seq=256, context=context,
         assume=Serving(kernels=kernels, **assumed), solve=solve,
     )  # fmt: skip
 
@@ -115,6 +115,16 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert not over.feasible
     assert over.as_dict()["tokens_per_s"] is None
     assert "does not fit" in over.reason
+
+
+def test_the_longest_context_is_the_last_that_fits():
+    room = Headroom(0.999)
+    found = serve("dp=2", "decode", 2, solve=True, headroom=room)
+    assert found.longest_context and found.longest_context > 64
+    assert serve("dp=2", "decode", 2, headroom=room, context=found.longest_context).feasible
+    over = serve("dp=2", "decode", 2, headroom=room, context=found.longest_context + 1)
+    assert not over.feasible
+    assert serve("dp=2", "prefill", 2, solve=True, headroom=room).longest_context is None
 
 
 def test_the_record_is_json():

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PREFILL, DECODE = "prefill", "decode"
 _AHEAD = 2  # of the five stages
+_LONGEST = 1 << 24  # tokens: nobody asks for more
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class ServingStep:
         host: seconds that the CPU needs for all launches; 0 in a CUDA graph.
         ep_limit: seconds a token that expert parallelism needs at least (decode with experts).
         largest_batch: sequences of a data rank that fit; None if not asked for.
+        longest_context: keys of each decoded token that fit with `batch` sequences, whatever
+            positions the model has learned; None of a prefill, or if not asked for.
         reason: why it does not run.
     """
 
@@ -108,6 +111,7 @@ class ServingStep:
     kv: float
     ep_limit: float | None
     largest_batch: int | None
+    longest_context: int | None
     skew: float
     notes: tuple[str, ...] = ()
     reason: str = ""
@@ -147,6 +151,7 @@ class ServingStep:
             "tokens_per_s": self.tokens_per_s if runs else None,
             "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu if runs else None,
             "ep_limit_s": self.ep_limit, "largest_batch": self.largest_batch,
+            "longest_context": self.longest_context,
             "kv_bytes": self.kv, "expert_skew": self.skew,
             "memory": {**asdict(self.memory), "total": self.memory.total},
             "notes": list(self.notes),
@@ -169,7 +174,7 @@ def predict_serving(
         seq: of a prompt.
         context: keys of a decoded token, its own included.
         assume: what the price rests on.
-        solve: also look for the largest batch that fits.
+        solve: also look for the largest batch that fits, and in decode for the longest context.
 
     Raises:
         UserError: a plan that cannot run; says why.
@@ -196,7 +201,7 @@ def predict_serving(
             f"{cluster.largest:,}"
         )
 
-    def stages_with(plan: Plan, skew: float) -> Stages:
+    def stages_with(plan: Plan, skew: float, context: int = context) -> Stages:
         return stages_for(program, plan, network, phase, assume, seq, context, skew)
 
     if reasons := stages_with(plan, 1.0).illegal(plan):
@@ -215,7 +220,7 @@ def predict_serving(
         sum(sum(b.passes.messages(FORWARD).values()) for b in blocks) * assume.micro_batches,
         sum(s[1] for s in spans), host, memory,
         max(b.kv for b in blocks) * assume.micro_batches,
-        _ep_limit(program, plan, cluster) if phase == DECODE else None, None, skew,
+        _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, skew,
         tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
                              _streams(assume, phase)])),
         "" if memory.fits else (
@@ -230,15 +235,22 @@ def predict_serving(
     unit = plan.tp if plan.tp > 1 and not plan.attention_dp and plan.ep > 1 else 1
     unit = unit if phase == DECODE else 1
 
-    def fits(number: int) -> RankMemory:
-        found = stages_with(replace(plan, micro_batch=number * unit), skew).blocks()
-        m = max(memories(found, assume, cluster), key=lambda m: m.total)
+    def held(stages: Stages) -> RankMemory:
+        m = max(memories(stages.blocks(), assume, cluster), key=lambda m: m.total)
         return RankMemory(
             int(m.weights), 0, 0, int(m.activations), int(m.working), 0, int(m.buffers),
             int(m.reserve), int(m.capacity),
         )  # fmt: skip
 
-    return replace(step, largest_batch=largest(fits, most=1 << 16) * unit * assume.micro_batches)
+    def of_batch(number: int) -> RankMemory:
+        return held(stages_with(replace(plan, micro_batch=number * unit), skew))
+
+    def of_context(number: int) -> RankMemory:  # of 1 there is no cache to look at
+        return held(stages_with(plan, skew, max(number, 2)))
+
+    longest = largest(of_context, most=_LONGEST) if phase == DECODE else None
+    batch = largest(of_batch, most=1 << 16) * unit * assume.micro_batches
+    return replace(step, largest_batch=batch, longest_context=longest)
 
 
 def served(assume: Serving, program: Program, phase: str) -> Serving:

@@ -102,8 +102,7 @@ def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
 
 def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
     if not step.feasible:
-        return [*_head(step), f"INFEASIBLE: {step.reason}",
-                _table([_memory(step), ("largest batch", str(step.largest_batch))])]  # fmt: skip
+        return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step), *_edges(step)])]
     decode = step.phase == "decode"
     name = "TPOT" if decode else "TTFT, no queue"
     keys = f"{step.context:,} keys" if decode else f"{step.seq:,} tokens"
@@ -128,8 +127,7 @@ def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
         rows.append(("least TPOT of the expert exchange", text.seconds(step.ep_limit)))
     rows.append(_memory(step))
     rows.append(("  KV cache", text.size(step.kv)))
-    if step.largest_batch is not None:
-        rows.append(("largest batch of a data rank", f"{step.largest_batch:,}"))
+    rows += _edges(step)
     return [*_head(step), _table(rows)]
 
 
@@ -178,6 +176,16 @@ def million(step: ServingStep, money: Money) -> tuple[float, float | None]:
     """GPU hours and dollars of a million tokens; no dollars without a price."""
     hours = 1e6 / step.tokens_per_s * step.plan.world / 3600
     return hours, None if money.price is None else hours * money.price
+
+
+def _edges(step: ServingStep) -> list[tuple[str, str]]:
+    """How much more would fit, where it was asked for."""
+    rows = []
+    if step.largest_batch is not None:
+        rows.append(("largest batch of a data rank", f"{step.largest_batch:,}"))
+    if step.longest_context is not None:
+        rows.append(("longest context of this batch", f"{step.longest_context:,}"))
+    return rows
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

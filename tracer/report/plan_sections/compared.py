@@ -68,7 +68,8 @@ _RESULTS = (
     ("mfu_causal", "MFU, causal"), ("mfu_full", "MFU, not causal"),
     ("bubble_share", "bubble share of the pipeline"),
     ("gpu_hours_per_trillion_tokens", "GPU hours for 1e12 tokens"), ("dollars", "USD of the run"),
-    ("largest_batch", "largest batch of a data rank"), ("expert_skew", "busiest expert rank"),
+    ("largest_batch", "largest batch of a data rank"),
+    ("longest_context", "longest context of the batch"), ("expert_skew", "busiest expert rank"),
 )  # fmt: skip
 
 

@@ -87,4 +87,6 @@ def _serving(study: PlanStudy) -> str:
     text = f" {size(step.kv)} of it are the KV cache of {plural(step.batch, 'sequence')}"
     if step.largest_batch is not None:
         text += f"; at most {plural(step.largest_batch, 'sequence')} of a data rank fit"
+    if step.longest_context:
+        text += f", or this batch with {step.longest_context:,} keys each"
     return text + "."
