@@ -12,6 +12,7 @@ from tracer.parallel import experts
 from tracer.parallel.plan import Plan
 from tracer.parallel.schedules import SCHEDULES, Held, build, peak_bytes, shortest
 from tracer.predict.training import Assumptions, predict_training
+from tracer.report.plans import render_search
 from tracer.study import plans
 from tracer.study.fitting import advice, remedies
 
@@ -39,6 +40,26 @@ def test_a_search_finds_what_each_plan_comes_to_alone():
         assert not whole.feasible
         if "alone" not in item.reason:  # those were not traced
             assert item.reason == whole.reason
+
+
+@pytest.mark.parametrize("capacity", [25e6, 1e6])
+def test_where_none_fits_the_nearest_is_named(capacity):
+    tight = Assumptions(capacity=capacity)
+    found = plans.search(small(), 8, H100, global_batch=96, seq=64, assume=tight)
+    assert not found.ranked
+    for item in found.dropped:
+        if item.kind == "does not fit":  # what it really takes is no less than what is said
+            whole = predict_training(small(), item.plan, H100, seq=64, assume=tight).memory.total
+            assert item.nbytes < whole if item.alone else item.nbytes == whole
+            if item.alone == found.nearest.alone:
+                assert found.nearest.nbytes <= item.nbytes
+    text = render_search(found, 5)
+    if capacity == 1e6:
+        assert all(item.alone for item in found.dropped if item.nbytes)
+        assert f"in every plan, {found.nearest.nbytes / 1e9:,.1f} GB a GPU and more" in text
+    else:
+        assert f"nearest to fitting is {found.nearest.plan}: {found.nearest.reason}; " in text
+    assert "nearest" not in render_search(search(), 5)
 
 
 def test_processes_find_the_same(monkeypatch):

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from ..predict.money import Money
 from ..predict.serving import ServingStep
 from ..predict.training import TrainingStep
-from ..study.plans import Found
+from ..study.plans import Dropped, Found
 from . import text
 from .blocks import Table, Text
 
@@ -192,6 +192,17 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
 
 
+def nearest_to_fitting(item: Dropped) -> str:
+    """The plan that comes nearest where none fits, and what takes less."""
+    less = "more GPUs, --recompute full, --moments bf16 and --zero 3 take less"
+    if item.alone:
+        return (
+            "weights and gradients alone are too large in every plan, "
+            f"{(item.nbytes or 0) / 1e9:,.1f} GB a GPU and more; {less}"
+        )
+    return f"nearest to fitting is {item.plan}: {item.reason}; {less}"
+
+
 def render_search(found: Found, top: int, *, verbose: bool = False) -> str:
     """The best plans, and why the others are not among them."""
     rows = [
@@ -203,6 +214,8 @@ def render_search(found: Found, top: int, *, verbose: bool = False) -> str:
     lines = [f"{text.plural(len(found.ranked), 'plan')} fit, {len(found.dropped):,} do not run"]
     if rows:
         lines.append(tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True))
+    elif found.nearest is not None:
+        lines.append(nearest_to_fitting(found.nearest))
     lines += [f"dropped, {kind}: {count:,}" for kind, count in found.reasons.items()]
     if verbose:
         lines += [f"  {item.plan}: {item.reason}" for item in found.dropped]

@@ -15,6 +15,7 @@ from .bars import draw_stacked
 from .blocks import Column, Drawing, Figure, Section, Table, Text, code, section_of, table_of
 from .figures import legend
 from .palette import GRID, INK
+from .plans import nearest_to_fitting
 from .report import Report
 from .text import plural, seconds
 
@@ -95,6 +96,8 @@ def _asked(study: SearchStudy) -> Section:
             last = found.ranked[-1]
             lines.append(f"The slowest of those that fit takes {last.seconds / best.seconds:.1f} "
                          "times as long.")  # fmt: skip
+    elif found.nearest is not None:
+        lines.append(f"None fits: {nearest_to_fitting(found.nearest)}.")
     return Section("What was searched", (Text(" ".join(lines)),))
 
 

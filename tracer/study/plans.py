@@ -36,11 +36,17 @@ MANY = 200  # plans from which on a second process earns the seconds that it tak
 
 @dataclass(frozen=True)
 class Dropped:
-    """A plan that is not ranked: `kind` groups reasons, `reason` says it in full."""
+    """A plan that is not ranked: `kind` groups reasons, `reason` says it in full.
+
+    `nbytes`: of the fullest GPU, where that is what it fails by; at least so many, if `alone` was
+    looked at, its weights and gradients.
+    """
 
     plan: Plan
     kind: str
     reason: str
+    nbytes: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,15 @@ class Found:
     def reasons(self) -> dict[str, int]:
         """Dropped plans by kind of reason, most first."""
         return dict(Counter(item.kind for item in self.dropped).most_common())
+
+    @property
+    def nearest(self) -> Dropped | None:
+        """Of the plans that do not fit, the one that needs least; None if there is none.
+
+        Those whose weights and gradients alone do not fit come last.
+        """
+        known = [item for item in self.dropped if item.nbytes is not None]
+        return min(known, key=lambda item: (item.alone, item.nbytes), default=None)
 
 
 def divisors(number: int) -> list[int]:
@@ -175,14 +190,14 @@ class _Task:
         plan = replace(split, micro_batches=self.global_batch // each, chunks=chunks)
         if reasons := plan.illegal(sizes_of(self.program), training=True, seq=self.seq):
             return Dropped(plan, "cannot cut the model", "; ".join(reasons))
-        if (reason := _too_big(self.program, plan, self.cluster, self.assume)) is not None:
-            return Dropped(plan, "does not fit", reason)
+        if (found := _too_big(self.program, plan, self.cluster, self.assume)) is not None:
+            return Dropped(plan, "does not fit", *found, alone=True)
         try:
             memory = training_memory(
                 self.program, plan, self.cluster, seq=self.seq, assume=self.assume
             )
             if not memory.fits:
-                return Dropped(plan, "does not fit", memory.shortage)
+                return Dropped(plan, "does not fit", memory.shortage, memory.total)
             return predict_training(
                 self.program, plan, self.cluster, seq=self.seq, assume=self.assume,
                 money=self.money, detail=False,
@@ -194,8 +209,8 @@ class _Task:
 
 def _too_big(
     program: Program, plan: Plan, cluster: Cluster | str, assume: Assumptions
-) -> str | None:
-    """Weights, gradients and optimizer alone beyond the GPU: no need to trace anything."""
+) -> tuple[str, float] | None:
+    """Weights and gradients alone beyond the GPU, and how many: no need to trace anything."""
     from tracer.hardware import load_cluster
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
@@ -212,8 +227,8 @@ def _too_big(
     if held > capacity:
         return (
             f"does not fit: weights and gradients alone are over {held / 1e9:,.0f} GB of "
-            f"{capacity / 1e9:g} GB"
-        )
+            f"{capacity / 1e9:.4g} GB"
+        ), held
     return None
 
 
