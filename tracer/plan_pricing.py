@@ -165,10 +165,16 @@ class Priced:
         step = self.step
         if not isinstance(step, TrainingStep) or step.feasible:
             return ""
-        from .study.fitting import advice, remedies
+        from .report.text import size
+        from .study.fitting import advice, fewest, remedies
 
         assume: Any = self.assume
-        return advice(remedies(self.program, step.plan, step.cluster, seq=step.seq, assume=assume))
+        found = remedies(self.program, step.plan, step.cluster, seq=step.seq, assume=assume)
+        states, gpus = fewest(self.program, step.plan, step.memory, assume.gradients)
+        return (
+            f"{advice(found)}; weights, gradients and optimizer held once are {size(states)}: at "
+            f"least {gpus:,} of these GPUs"
+        )
 
 
 def price_plan(options: argparse.Namespace, plan: Plan | None = None) -> Priced:

@@ -14,7 +14,7 @@ from tracer.parallel.schedules import SCHEDULES, Held, build, peak_bytes, shorte
 from tracer.predict.training import Assumptions, predict_training
 from tracer.report.plans import render_search
 from tracer.study import plans
-from tracer.study.fitting import advice, remedies
+from tracer.study.fitting import advice, fewest, remedies
 
 H100 = "h100_ib"
 # Between what the smallest and the largest plans of these tests hold: some fit, some do not.
@@ -125,3 +125,13 @@ def test_advice_names_what_fits_or_the_best_that_does_not():
     assert told(1e9).startswith("would fit with --moments bf16, or --recompute selective")
     assert told(1e6).startswith("does not fit with --recompute full --moments bf16 either")
     assert "known" in advice([])
+
+
+def test_the_fewest_gpus_have_room_for_the_states_alone():
+    count = sum(p.numel() for p in small().module("training", "meta").parameters())
+    plan = Plan(dp=8, ep=8, zero=1, micro_batches=2)
+    memory = predict_training(small(), plan, H100, seq=64, assume=ASSUME).memory
+    room = 0.9 * 75e6  # the default keeps a tenth free
+    assert fewest(small(), plan, memory, "parameter") == (16 * count, -(-16 * count // room))
+    bf16 = replace(plan, moments="bf16")  # 2 + 4 + 4 + 2 * 2 bytes
+    assert fewest(small(), bf16, memory, "fp32") == (14 * count, -(-14 * count // room))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracer.hardware import Cluster
 
 from ..errors import UserError
 from ..parallel.plan import Plan
+from ..predict.data_ranks import MOMENTS
 from ..predict.training import Assumptions, GpuMemory, training_memory
+from .plans import parameters_of
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -68,3 +71,21 @@ def advice(found: list[Remedy]) -> str:
         f"does not fit with {best.options} either, the best of --recompute, --kept and --moments: "
         f"{best.memory.total / 1e9:,.1f} GB; take more GPUs, --pp, --ep or --zero"
     )
+
+
+def fewest(program: Program, plan: Plan, memory: GpuMemory, gradients: str) -> tuple[float, int]:
+    """Bytes of a model's weights, gradients and optimizer, and GPUs that have the room for them.
+
+    Held once by all GPUs together, as under ZeRO 3 (2 bytes an element, 2 or 4, and AdamW's master
+    copy and two moments): activations and copies come on top, so that no plan does with fewer.
+
+    Args:
+        program: the model.
+        plan: of its moments' type.
+        memory: of any plan on the GPUs, for their capacity and what stays free.
+        gradients: "parameter" or "fp32".
+    """
+    each = 2.0 + (4.0 if gradients == "fp32" else 2.0) + 4.0 + 2 * MOMENTS[plan.moments]
+    model: Any = program  # hashable, which its protocol does not say
+    states = each * sum(parameters_of(model))
+    return states, math.ceil(states / (memory.capacity - memory.reserve))
