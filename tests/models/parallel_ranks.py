@@ -311,7 +311,7 @@ def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD,
-        timeout=datetime.timedelta(seconds=20),
+        timeout=datetime.timedelta(seconds=180),
     )  # fmt: skip
     cases = {name: (lambda case=case: training(*case)) for name, case in CASES.items()}
     results = {}

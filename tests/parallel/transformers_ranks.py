@@ -138,7 +138,7 @@ def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=180),
     )  # fmt: skip
     result: tuple[str, dict[str, int]] = ("", {})
     try:
