@@ -170,7 +170,7 @@ class Priced:
 
         assume: Any = self.assume
         found = remedies(self.program, step.plan, step.cluster, seq=step.seq, assume=assume)
-        states, gpus = fewest(self.program, step.plan, step.memory, assume.gradients)
+        states, gpus = fewest(self.program, step.plan, step.memory, assume)
         return (
             f"{advice(found)}; weights, gradients and optimizer held once are {size(states)}: at "
             f"least {gpus:,} of these GPUs"

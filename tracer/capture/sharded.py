@@ -95,8 +95,7 @@ def _check(program: ReferenceProgram, workload: Workload, plan: ShardingPlan) ->
             "sequences at once"
         )
     tokens = workload.tokens // plan.cp
-    cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
-    if cuts and tokens % plan.tp:
+    if plan.cuts_tokens and tokens % plan.tp:
         raise UserError(f"{tokens} tokens of a data rank do not divide by TP={plan.tp}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..capture.records import OPTIMIZER, Parameter, Trace
 from ..cost import EFFICIENT, Ledger, price
@@ -247,7 +247,20 @@ def _together(parts: Sequence[RankMemory]) -> RankMemory:
     return functools.reduce(add, parts)
 
 
-def largest(fits: Callable[[int], RankMemory], *, most: int = 1 << 24) -> int:
+class Filled(Protocol):
+    """What a GPU holds, in bytes, and whether that fits."""
+
+    @property
+    def total(self) -> float: ...
+    @property
+    def reserve(self) -> float: ...
+    @property
+    def capacity(self) -> float: ...
+    @property
+    def fits(self) -> bool: ...
+
+
+def largest(fits: Callable[[int], Filled], *, most: int = 1 << 24) -> int:
     """The largest number at which memory fits, 0 if not even 1 does.
 
     Memory is taken as growing with the number, and as nearly linear: two points give a line, the
@@ -262,10 +275,10 @@ def largest(fits: Callable[[int], RankMemory], *, most: int = 1 << 24) -> int:
     if not first.fits:
         return 0
     low, high, low_memory = 1, most + 1, first
-    slope, width = 0, most
+    slope, width = 0.0, most
     while high - low > 1:
         room = first.capacity - first.reserve - low_memory.total
-        guess = low + room // slope if slope > 0 else 2 * low
+        guess = low + int(room // slope) if slope > 0 else 2 * low
         if high <= most and 2 * (high - low) > width:
             guess = (low + high) // 2  # the line did not even halve what is open
         width = high - low
@@ -295,9 +308,8 @@ def largest_batch(
 
 def _divisor(workload: Workload, plan: Plan) -> int:
     """Sequences come in this many, so that tokens divide over TP where it cuts them."""
-    cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
     tokens = workload.tokens // workload.batch
-    return plan.tp if cuts and tokens % plan.tp else 1
+    return plan.tp if plan.cuts_tokens and tokens % plan.tp else 1
 
 
 def largest_context(

@@ -106,6 +106,11 @@ class Plan:
         return self.dp * (self.tp if self.attention_dp else 1)
 
     @property
+    def cuts_tokens(self) -> bool:
+        """Whether TP ranks that share sequences have tokens of their own, which must divide."""
+        return self.tp > 1 and not self.attention_dp and (self.sequence_parallel or self.ep > 1)
+
+    @property
     def global_batch(self) -> int:
         """Sequences of one step."""
         return self.data_ranks * self.micro_batch * self.micro_batches

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tracer.hardware import Chip
+
 from ..errors import UserError
 from ..parallel.memory import Headroom
 from .structure import Kernels
@@ -71,6 +73,15 @@ class Assumptions:
     gradients: str = "parameter"
     kept: str = "trace"
     capacity: float | None = None
+
+    @property
+    def gradient_bytes(self) -> float:
+        """Of an element, as gradients are kept and summed."""
+        return 4.0 if self.gradients == "fp32" else 2.0
+
+    def capacity_of(self, chip: Chip) -> float:
+        """Bytes of a GPU."""
+        return self.capacity or float(chip.memory_given)
 
     def __post_init__(self) -> None:
         if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):

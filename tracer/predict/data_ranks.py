@@ -30,7 +30,7 @@ class DataRanks:
     def __init__(self, plan: Plan, network: Network, copies: float, assume: Assumptions) -> None:
         self.plan, self.network, self.assume = plan, network, assume
         self._copies = round(copies)
-        self._item = 4.0 if assume.gradients == "fp32" else 2.0
+        self._item = assume.gradient_bytes
         self._groups: dict[str, Group] = {}
 
     def group(self, axis: str) -> Group:

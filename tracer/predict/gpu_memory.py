@@ -75,8 +75,8 @@ def by_rank(
     """
     plan, found = data.plan, []
     activations = peak_bytes(schedule, in_flight(blocks))
-    capacity = assume.capacity or float(data.network.cluster.chip.memory_given)
-    item = 4.0 if assume.gradients == "fp32" else 2.0
+    capacity = assume.capacity_of(data.network.cluster.chip)
+    item = assume.gradient_bytes
     owns = each(blocks, data.owned)
     holds = each(blocks, lambda b: sum(b.parameters.values()))
     for rank, stages in enumerate(schedule.stages_of_rank):

@@ -79,8 +79,7 @@ class ReferenceStages:
         s = self.structure
         training, tokens = s.workload.phase == "training", s.workload.tokens
         found = plan.illegal(s.sizes, training=training, seq=tokens // s.workload.batch)
-        cuts = plan.tp > 1 and not plan.attention_dp and (plan.sequence_parallel or plan.ep > 1)
-        if cuts and (tokens // plan.cp) % plan.tp:
+        if plan.cuts_tokens and (tokens // plan.cp) % plan.tp:
             found.append(f"{tokens // plan.cp} tokens of a data rank do not divide by TP={plan.tp}")
         return found
 

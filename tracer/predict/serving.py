@@ -20,7 +20,7 @@ from tracer.hardware import Cluster
 from ..capture.records import FORWARD
 from ..errors import UserError
 from ..parallel.expert_exchange import ep_tpot_limit
-from ..parallel.memory import Headroom, RankMemory, largest
+from ..parallel.memory import Headroom, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
@@ -204,6 +204,9 @@ def predict_serving(
     def stages_with(plan: Plan, skew: float, context: int = context) -> Stages:
         return stages_for(program, plan, network, phase, assume, seq, context, skew)
 
+    def fullest(blocks: list[Block]) -> GpuMemory:
+        return max(memories(blocks, assume, cluster), key=lambda m: m.total)
+
     if reasons := stages_with(plan, 1.0).illegal(plan):
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
     skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
@@ -211,7 +214,7 @@ def predict_serving(
     blocks = stages.blocks()
     spans = [span(b, assume, phase) for b in blocks]
     hop = _hops(blocks, plan, network)
-    memory = max(memories(blocks, assume, cluster), key=lambda m: m.total)
+    memory = fullest(blocks)
     host = sum(s[3] for s in spans)
     step = ServingStep(
         program.name, phase, plan, cluster, batch, seq, context,
@@ -235,18 +238,11 @@ def predict_serving(
     unit = plan.tp if plan.tp > 1 and not plan.attention_dp and plan.ep > 1 else 1
     unit = unit if phase == DECODE else 1
 
-    def held(stages: Stages) -> RankMemory:
-        m = max(memories(stages.blocks(), assume, cluster), key=lambda m: m.total)
-        return RankMemory(
-            int(m.weights), 0, 0, int(m.activations), int(m.working), 0, int(m.buffers),
-            int(m.reserve), int(m.capacity),
-        )  # fmt: skip
+    def of_batch(number: int) -> GpuMemory:
+        return fullest(stages_with(replace(plan, micro_batch=number * unit), skew).blocks())
 
-    def of_batch(number: int) -> RankMemory:
-        return held(stages_with(replace(plan, micro_batch=number * unit), skew))
-
-    def of_context(number: int) -> RankMemory:  # of 1 there is no cache to look at
-        return held(stages_with(plan, skew, max(number, 2)))
+    def of_context(number: int) -> GpuMemory:  # of 1 there is no cache to look at
+        return fullest(stages_with(plan, skew, max(number, 2)).blocks())
 
     longest = largest(of_context, most=_LONGEST) if phase == DECODE else None
     batch = largest(of_batch, most=1 << 16) * unit * assume.micro_batches

@@ -73,7 +73,9 @@ def advice(found: list[Remedy]) -> str:
     )
 
 
-def fewest(program: Program, plan: Plan, memory: GpuMemory, gradients: str) -> tuple[float, int]:
+def fewest(
+    program: Program, plan: Plan, memory: GpuMemory, assume: Assumptions
+) -> tuple[float, int]:
     """Bytes of a model's weights, gradients and optimizer, and GPUs that have the room for them.
 
     Held once by all GPUs together, as under ZeRO 3 (2 bytes an element, 2 or 4, and AdamW's master
@@ -83,9 +85,9 @@ def fewest(program: Program, plan: Plan, memory: GpuMemory, gradients: str) -> t
         program: the model.
         plan: of its moments' type.
         memory: of any plan on the GPUs, for their capacity and what stays free.
-        gradients: "parameter" or "fp32".
+        assume: of the type of gradients.
     """
-    each = 2.0 + (4.0 if gradients == "fp32" else 2.0) + 4.0 + 2 * MOMENTS[plan.moments]
+    each = 2.0 + assume.gradient_bytes + 4.0 + 2 * MOMENTS[plan.moments]
     model: Any = program  # hashable, which its protocol does not say
     states = each * sum(parameters_of(model))
     return states, math.ceil(states / (memory.capacity - memory.reserve))

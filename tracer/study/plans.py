@@ -214,11 +214,11 @@ def _too_big(
     from tracer.hardware import load_cluster
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
-    capacity = assume.capacity or float(found.chip.memory_given)
+    capacity = assume.capacity_of(found.chip)
     model: Any = program
     experts, others = parameters_of(model)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
-    item = 4.0 if assume.gradients == "fp32" else 2.0
+    item = assume.gradient_bytes
     # The mean over stages, TP as if it cut everything: less than the fullest rank really holds.
     cut = experts / (plan.ep if plan.ep > 1 else plan.tp) + others / plan.tp
     held = copies * (2.0 + (item if plan.zero < 2 else 0.0)) * cut / plan.pp
