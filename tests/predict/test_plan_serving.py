@@ -117,6 +117,15 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert "does not fit" in over.reason
 
 
+def test_batches_of_ranks_that_cut_tokens_divide_by_them():
+    found = serve("tp=2 sequence_parallel", "decode", 4, solve=True, headroom=Headroom(0.999))
+    assert found.largest_batch and found.largest_batch % 2 == 0
+    room = Headroom(0.999)
+    batch, cut = found.largest_batch, "tp=2 sequence_parallel"
+    assert serve(cut, "decode", batch, headroom=room).feasible
+    assert not serve(cut, "decode", batch + 2, headroom=room).feasible
+
+
 def test_the_longest_context_is_the_last_that_fits():
     room = Headroom(0.999)
     found = serve("dp=2", "decode", 2, solve=True, headroom=room)

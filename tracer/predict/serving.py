@@ -235,8 +235,7 @@ def predict_serving(
     if not solve:
         return step
 
-    unit = plan.tp if plan.tp > 1 and not plan.attention_dp and plan.ep > 1 else 1
-    unit = unit if phase == DECODE else 1
+    unit = plan.tp if plan.cuts_tokens and tokens // plan.cp % plan.tp else 1
 
     def of_batch(number: int) -> GpuMemory:
         return fullest(stages_with(replace(plan, micro_batch=number * unit), skew).blocks())
