@@ -9,7 +9,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import tracer
-from tracer.capture.attention import windowed_attention
 from tracer.models import context_parallel
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -211,42 +210,6 @@ def test_multihead_attention_module():
     scores = 2 * (2 * 8 * 8 * 4) * 16
     # The input needs no gradient: the projection's backward is one product of two.
     assert t.flops == 3 * (linears + scores) - 2 * 16 * 32 * 96
-
-
-@pytest.mark.parametrize("seq", [1, 3, 4, 9])
-@pytest.mark.parametrize("window", [1, 3, 4, 20])
-def test_windowed_attention_counts_the_pairs_of_the_window(seq, window):
-    b, h, hk, d = 2, 4, 2, 16
-    q, k, v = tensors((b, h, seq, d), (b, hk, seq, d), (b, hk, seq, d), BF16)
-    with tracer.trace() as t:
-        out = windowed_attention(q, k, v, window, None)
-        out.sum().backward()
-    pairs = b * h * sum(1 for i in range(seq) for j in range(seq) if i - window < j <= i)
-    assert out.shape == q.shape
-    assert k.grad.shape == k.shape
-    assert t.flops == 3 * 2 * pairs * 2 * d
-
-
-def test_windowed_attention_is_the_masked_one_in_numbers():
-    torch.manual_seed(0)
-    q = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-    k, v = torch.randn(2, 2, 2, 9, 8, dtype=torch.float64)
-    found = windowed_attention(q, k, v, 3, 0.3)
-    keys, values = (x.repeat_interleave(2, 1) for x in (k, v))
-    scores = 0.3 * q @ keys.transpose(-1, -2)
-    i, j = torch.arange(9)[:, None], torch.arange(9)[None]
-    scores[..., (j > i) | (j <= i - 3)] = float("-inf")
-    torch.testing.assert_close(found, scores.softmax(-1) @ values)
-    with tracer.trace():
-        torch.testing.assert_close(windowed_attention(q, k, v, 3, 0.3), found)
-
-
-def test_naive_windowed_attention_has_its_score_matrix():
-    q, k, v = tensors((2, 4, 9, 16), (2, 4, 9, 16), (2, 4, 9, 16), BF16)
-    with tracer.trace(attention="naive") as t:
-        windowed_attention(q, k, v, 3, None)
-    assert attention_ops(t) == []
-    assert t.flops == 2 * (2 * 4 * 9 * 9) * 32
 
 
 def _suffix(q, k, v, scale=None):

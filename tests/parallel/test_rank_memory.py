@@ -9,13 +9,7 @@ from tracer.capture.workload import Workload
 from tracer.cost import price
 from tracer.errors import UserError
 from tracer.parallel import Headroom, Plan, plan_memory, rank_memory, stage_traces
-from tracer.parallel.memory import (
-    RankMemory,
-    fewest_gpus,
-    largest,
-    largest_batch,
-    largest_context,
-)
+from tracer.parallel.memory import RankMemory, largest
 
 GPU = 141e9
 NONE = Headroom(reserve=0.0)
@@ -151,29 +145,3 @@ def test_largest_against_a_search_one_by_one(limit, slope, bend):
     assert found == 0 or slope * found + bend * found * found // 1000 <= limit
     assert slope * (found + 1) + bend * (found + 1) ** 2 // 1000 > limit
     assert len(looks) <= (4 if bend == 0 else 40)
-
-
-def test_largest_batch_and_context_are_the_edge():
-    plan = Plan.parse("dp320 ep320 redundant=64")
-    work = Workload("decode", 1, 1, 4096)
-    batch = largest_batch(v3(), work, plan, GPU)
-    for number, expected in ((batch, True), (batch + 1, False)):
-        one = Plan.parse(f"dp320 ep320 redundant=64 micro_batch={number}")
-        memory = plan_memory(v3(), Workload("decode", number, 1, 4096), one, GPU)
-        assert memory.fits is expected
-    context = largest_context(v3(), work, plan, GPU)
-    for number, expected in ((context, True), (context + 1, False)):
-        assert plan_memory(v3(), Workload("decode", 1, 1, number), plan, GPU).fits is expected
-
-
-def test_nothing_fits():
-    assert largest_batch(v3(), Workload("decode", 1, 1, 4096), Plan(), GPU) == 0
-
-
-def test_fewest_gpus():
-    """FP8 experts a GPU by EP: 671 GB do not fit 4 x 141, but 8 ranks hold them."""
-    plans = [Plan(dp=n, ep=n) for n in (1, 2, 4, 8, 16, 32)]
-    work = Workload("decode", 1, 1, 4096)
-    found = fewest_gpus(v3("fp8"), work, plans, GPU)
-    assert found == Plan(dp=8, ep=8)
-    assert fewest_gpus(v3("fp8"), work, plans[:3], GPU) is None

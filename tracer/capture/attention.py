@@ -84,39 +84,6 @@ def _modes() -> list[bool]:
     return modes
 
 
-def windowed_attention(
-    query: Tensor, key: Tensor, value: Tensor, window: int, scale: float | None
-) -> Tensor:
-    """Causal attention in which a query sees its own key and the `window - 1` before it.
-
-    Shapes [B, H, S, D]; fewer key heads than query heads are shared (GQA). SDPA has no window, so a
-    fused capture gets the flash op, which has, and anything else a mask.
-    """
-    if fused_attention_active() and _is_shape_only(query):
-        out: Tensor = torch.ops.aten._flash_attention_forward(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            None,
-            None,
-            query.shape[2],
-            key.shape[2],
-            0.0,
-            True,
-            False,
-            scale=scale,
-            window_size_left=window - 1,
-            window_size_right=0,
-        )[0]
-        return out.transpose(1, 2)
-    ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-    mask = ones.tril().logical_and_(ones.triu(1 - window))
-    grouped = query.shape[1] != key.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
-    )
-
-
 def _reference_suffix(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """The reference models' `deepseek::suffix_attention`, as one fused op where it may be."""
     if fused_attention_active() and _is_shape_only(query):
