@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def _price(options: argparse.Namespace, command: str, out: Path | None) -> None:
     if out is not None and study is not None:
         from .report.plan_report import plan_report
 
-        _write(plan_report(study), out)
+        _write(plan_report(replace(study, placements=priced.placements())), out)
 
 
 def _search(options: argparse.Namespace, command: str, out: Path | None) -> None:

@@ -55,6 +55,17 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="fp8", help="serve a transformers model with FP8 linears")
     add("--overlap", action="store_true", help="serving: two micro-batches that hide messages")
     add("--engine", default="fused", metavar="E", help="serving: an engine's kernels, or traced")
+    add(
+        "--routing",
+        default="uniform",
+        metavar="LAW",
+        help="how tokens choose experts: uniform (default), zipf:S, or a file of tokens by expert",
+    )
+    add(
+        "--placement",
+        metavar="P",
+        help="of experts: contiguous, round_robin, balanced or hierarchical",
+    )
     add("--imbalance", type=float, metavar="X", help="busiest expert rank over the mean")
     add("--reserve", type=float, default=0.1, metavar="X", help="share of memory kept free (0.1)")
     add("--capacity", type=float, metavar="BYTES", help="of a GPU; default what the chip file says")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from .parallel.plan import Plan
     from .predict.assumptions import Assumptions
     from .predict.detail import Detail
+    from .predict.expert_load import ExpertChoice
     from .predict.money import Money
+    from .predict.placements import Placed
     from .predict.serving import Serving, ServingStep
     from .predict.structure import Kernels
     from .predict.training import TrainingStep
@@ -90,7 +93,7 @@ def assumptions(options: argparse.Namespace) -> Assumptions:
     return Assumptions(
         kernels=_kernels(options),
         headroom=Headroom(options.reserve),
-        imbalance=options.imbalance,
+        experts=experts_of(options),
         gradients=options.gradients,
         kept=options.kept,
         capacity=options.capacity,
@@ -105,10 +108,52 @@ def _serving(options: argparse.Namespace) -> Serving:
         _kernels(options),
         Headroom(options.reserve),
         2 if options.overlap else 1,
-        imbalance=options.imbalance,
+        experts=experts_of(options),
         weights=options.weights,
         engine=options.engine,
     )
+
+
+def experts_of(options: argparse.Namespace) -> ExpertChoice:
+    """How tokens choose experts, from `--routing`, `--placement` and `--imbalance`.
+
+    Raises:
+        UserError: a law that does not exist, a file that holds no counts.
+    """
+    from .predict.expert_load import UNIFORM, ZIPF, ExpertChoice
+
+    law, zipf = options.routing, 0.0
+    counts: tuple[float, ...] = ()
+    if law.startswith(f"{ZIPF}:"):
+        try:
+            zipf = float(law.removeprefix(f"{ZIPF}:"))
+        except ValueError as error:
+            raise UserError(f"--routing {law}: give the exponent as a number: zipf:0.5") from error
+    elif law != UNIFORM:
+        counts = recorded_counts(Path(law))
+    return ExpertChoice(zipf, counts, options.placement, options.imbalance)
+
+
+def recorded_counts(path: Path) -> tuple[float, ...]:
+    """Tokens by expert of a file: a JSON list, or a number a line in a text or CSV file.
+
+    Raises:
+        UserError: no such file, something else in it.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--routing {path}: give uniform, zipf:0.5 or a file of tokens by expert ({error})"
+        ) from error
+    try:
+        if text.lstrip().startswith("["):
+            return tuple(float(item) for item in json.loads(text))
+        return tuple(float(line) for line in text.replace(",", " ").split())
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"--routing {path}: a JSON list of numbers, or a number a line; found {error}"
+        ) from error
 
 
 def _kernels(options: argparse.Namespace) -> Kernels:
@@ -157,6 +202,25 @@ class Priced:
         from .predict.detail import detail_of
 
         return detail_of(self.program, self.step, self.assume)
+
+    def placements(self) -> tuple[Placed, ...]:
+        """What placements of experts would make of its routing."""
+        from .parallel.network import network_of
+        from .predict.placements import placements
+        from .predict.serving import Serving, ServingStep, served
+
+        step, assume, tokens = self.step, self.assume, self.step.seq
+        if isinstance(step, ServingStep) and isinstance(assume, Serving):
+            assume = served(assume, self.program, step.phase)
+            tokens = step.seq if step.phase == "prefill" else 1
+        return placements(
+            self.program,
+            step.plan,
+            network_of(step.cluster),
+            tokens,
+            assume.experts,
+            assume.exchange or "normal",
+        )
 
     def advice(self) -> str:
         """What would make a training plan fit; empty where it does."""
@@ -272,4 +336,5 @@ def study_of(
     return PlanStudy(
         priced.step, priced.detail(), priced.money, program.source, program.dtype,
         priced.assume.kernels.timing, command, versions(), advice, compared,
+        str(priced.assume.experts),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tracer.machine import time_ledger
 from tracer.parallel.memory import Headroom
 from tracer.parallel.plan import Plan
 from tracer.parallel.ranks import rank_trace
+from tracer.predict.expert_load import ExpertChoice
 from tracer.predict.serving import Serving, ServingStep, predict_serving
 from tracer.predict.structure import Kernels
 
@@ -54,7 +55,7 @@ def deepseek_serving(
     """A unit with two micro-batches; `balanced`: routing is simulated as even, not drawn."""
     return predict_serving(
         deepseek(), Plan.parse(text), cluster, phase, batch=batch, seq=tokens, context=tokens,
-        assume=Serving(micro_batches=2, imbalance=1.0 if balanced else None),
+        assume=Serving(micro_batches=2, experts=ExpertChoice(busiest=1.0 if balanced else None)),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from tracer.parallel.plan import Plan
 from tracer.parallel.ranks import stage_traces
 from tracer.predict import predict
 from tracer.predict.clocked import Clocked
+from tracer.predict.expert_load import ExpertChoice
 from tracer.predict.money import Money
 from tracer.predict.structure import Kernels, Structure
 from tracer.predict.training import Assumptions, Overlap, predict_training
@@ -163,7 +164,7 @@ def test_overlapped_slots_hide_messages_but_not_compute():
 
 def test_uneven_experts_cost_time():
     text = "dp=16 ep=16 micro_batches=2"
-    even, uneven = step(text, imbalance=1.0), step(text, imbalance=2.0)
+    even, uneven = (step(text, experts=ExpertChoice(busiest=x)) for x in (1.0, 2.0))
     assert even.breakdown.imbalance == 0
     assert uneven.seconds > even.seconds
     assert uneven.breakdown.imbalance == pytest.approx(
@@ -217,7 +218,7 @@ def test_plans_that_cannot_run_say_why_in_one_line(text, says):
 
 
 def test_assumptions_are_checked():
-    for bad in ({"imbalance": 0.5}, {"gradients": "fp16"}, {"kept": "half"}, {"exchange": "mpi"}):
+    for bad in ({"gradients": "fp16"}, {"kept": "half"}, {"exchange": "mpi"}):
         with pytest.raises(UserError, match=next(iter(bad))):
             Assumptions(**bad)
     with pytest.raises(UserError, match="data='later'"):

@@ -36,3 +36,22 @@ def storage_roles(trace: Trace) -> list[str]:
         else:
             roles.append("temporary")
     return roles
+
+
+def made_of_weights(trace: Trace, until: int | None = None) -> set[int]:
+    """Storages that the ops before `until` (all of them) made of weights alone, by id: casts of
+    them, and whatever else is the same for every micro-batch.
+    """
+    same = {
+        s for s, record in enumerate(trace.storages)
+        if record.role in ("weights", "gradients", "optimizer") and record.born < 0
+    }  # fmt: skip
+    made: set[int] = set()
+    for op in trace.ops[:until]:
+        inputs = {ref.storage for ref in op.inputs()}
+        outputs = {out.storage for out in op.outputs} - inputs
+        if inputs and inputs <= same | made:
+            made |= outputs
+        else:
+            made -= outputs
+    return made

@@ -136,15 +136,28 @@ def _grouped(op: Op, flops: Any, moved: Any, precision: str) -> Found:
     if len(x.shape) != 2 or not x.numel:
         return None
     rows, k = (_number(size) for size in x.shape)
-    share = 1.0
-    if op.overload_packet == "tracer.grouped_mm_head":  # of all rows, those in front
-        share, rows = op.args[3] / rows, _number(op.args[3])
+    if op.overload_packet == _HEAD:
+        rows = _number(op.args[3])
     n = flops / (2 * rows * k)
     weight = max(tensors[1:], key=lambda ref: sample(ref.nbytes), default=x)
-    weights = most((moved - share * (x.nbytes + out.nbytes), 0.0))
+    weights, _ = expert_bytes(op, moved)
     experts = _number(weight.shape[0]) if len(weight.shape) == 3 else 1.0
     active = least((most((weights / (k * n * weight.itemsize), 1.0)), experts, rows))
     return "grouped", {"rows": rows, "active": active, "k": k, "n": n, "moved": moved}
+
+
+_HEAD = "tracer.grouped_mm_head"  # of all rows, those in front
+
+
+def expert_bytes(op: Op, moved: Any) -> tuple[Any, Any]:
+    """Of the bytes that a grouped product moves, the weights of experts that it reads, and the
+    gradients of experts that it writes.
+    """
+    x, out = next(iter(op.inputs())), op.outputs[0]
+    if len(out.shape) == 3:
+        return 0.0, least((out.nbytes, moved))
+    share = op.args[3] / _number(x.shape[0]) if op.overload_packet == _HEAD else 1.0
+    return most((moved - share * (x.nbytes + out.nbytes), 0.0)), 0.0
 
 
 # Where `is_causal` stands among the arguments; only asked if the ledger counts whole squares.

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..machine.kernels import Num
-from .expert_traffic import Routing, token_bytes
+from .expert_traffic import Routing, Spread, token_bytes
 from .experts.copies import copies_of
 from .groups import Group
 from .network import FREE, NetTime, Network
@@ -28,6 +28,7 @@ NORMAL, LOW_LATENCY = "normal", "low_latency"
 def dispatch(
     network: Network, tokens: Num, hidden: int, routing: Routing, group: Group, *,
     kernel: str = NORMAL, precision: str = "fp8", sms: float | None = None, skew: float = 1.0,
+    copies: Spread | None = None,
 ) -> NetTime:  # fmt: skip
     """Seconds to send `tokens` of every rank to their experts' ranks.
 
@@ -41,6 +42,7 @@ def dispatch(
         precision: of the tokens on the wire.
         sms: SMs that a normal kernel gets; the cluster's `comm_sms` if left out.
         skew: the busiest rank's bytes over the mean.
+        copies: of a token; those of even routing of the router's own gate if left out.
 
     Raises:
         UserError: a group that does not fit the cluster, an unknown kernel or precision.
@@ -53,7 +55,8 @@ def dispatch(
         raise UserError(f"sms={sms}, skew={skew}: give SMs above 0, and a skew of at least 1")
     if group.ranks == 1:
         return FREE
-    c, copies, cluster = network.experts, copies_of(routing, group), network.cluster
+    c, cluster = network.experts, network.cluster
+    copies = copies or copies_of(routing, group)
     nbytes = np.asarray(tokens, dtype=np.float64) * token_bytes(hidden, precision)
     link = network.links(group.per_domain).link
     if kernel == LOW_LATENCY:
@@ -76,11 +79,12 @@ def dispatch(
 def combine(
     network: Network, tokens: Num, hidden: int, routing: Routing, group: Group, *,
     kernel: str = NORMAL, precision: str = "bf16", sms: float | None = None, skew: float = 1.0,
+    copies: Spread | None = None,
 ) -> NetTime:  # fmt: skip
     """Seconds to bring the experts' results of `tokens` of every rank back; as `dispatch`."""
     return dispatch(
         network, tokens, hidden, routing, group, kernel=kernel, precision=precision, sms=sms,
-        skew=skew,
+        skew=skew, copies=copies,
     )  # fmt: skip
 
 

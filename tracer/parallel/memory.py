@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..capture.records import OPTIMIZER, Parameter, Trace
 from ..cost import EFFICIENT, Ledger, price
+from ..cost.roles import made_of_weights
 from ..cost.timeline import timeline
 from ..errors import UserError
 from .plan import Plan
@@ -161,20 +162,8 @@ def moving_of(ledger: Ledger) -> Moving:
 
 def _from_weights(ledger: Ledger, turn: int) -> int:
     """Bytes alive at op `turn` that were made of weights alone, the same in every micro-batch."""
-    trace = ledger.trace
-    same = {
-        s for s, record in enumerate(trace.storages)
-        if record.role in ("weights", "gradients", "optimizer") and record.born < 0
-    }  # fmt: skip
-    made: set[int] = set()
-    for op in trace.ops[:turn]:
-        inputs = {ref.storage for ref in op.inputs()}
-        outputs = {out.storage for out in op.outputs} - inputs
-        if inputs and inputs <= same | made:
-            made |= outputs
-        else:
-            made -= outputs
-    total = 0
+    trace, total = ledger.trace, 0
+    made = made_of_weights(trace, turn)
     for storage in (trace.storages[s] for s in made & ledger.materialised):
         if storage.died is None or storage.died > turn:
             total += storage.nbytes

@@ -8,6 +8,7 @@ from tracer.hardware import Chip
 
 from ..errors import UserError
 from ..parallel.memory import Headroom
+from .expert_load import ExpertChoice
 from .structure import Kernels
 
 BOTH = ("dualpipe", "dualpipev")  # schedules with slots in which F and B overlap
@@ -56,8 +57,7 @@ class Assumptions:
         kernels, overlap, headroom: see there.
         exchange: of tokens and experts: "normal" (DeepEP's kernels for training and prefill) or
             "nccl" (one all-to-all of all rows).
-        imbalance: rows of the busiest expert-parallel rank over the mean; None takes what chance
-            makes of even routing (`parallel.experts`).
+        experts: how tokens choose them, and where they stand.
         gradients: type in which gradients are kept and summed: "parameter" or "fp32".
         capacity: bytes of a GPU; None takes what the chip gives its programs
             (`Chip.memory_given`: 84.9e9 on an "80 GB" H100).
@@ -69,7 +69,7 @@ class Assumptions:
     overlap: Overlap = field(default_factory=Overlap)
     headroom: Headroom = field(default_factory=Headroom)
     exchange: str = "normal"
-    imbalance: float | None = None
+    experts: ExpertChoice = field(default_factory=ExpertChoice)
     gradients: str = "parameter"
     kept: str = "trace"
     capacity: float | None = None
@@ -84,8 +84,6 @@ class Assumptions:
         return self.capacity or float(chip.memory_given)
 
     def __post_init__(self) -> None:
-        if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
-            raise UserError(f"imbalance={self.imbalance}: the busiest over the mean is at least 1")
         if self.gradients not in ("parameter", "fp32"):
             raise UserError(f"gradients={self.gradients!r}: choose parameter or fp32")
         if self.kept not in ("trace", "fp8"):

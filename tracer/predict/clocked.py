@@ -9,11 +9,13 @@ from typing import NamedTuple
 from ..capture.records import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
 from ..cost import Ledger
 from ..cost.onepass import CAST
-from ..cost.work import COLLECTIVE, GROUPED_GEMM, Cost
+from ..cost.work import COLLECTIVE, Cost
 from ..machine import KernelTime, Timing, time_ledger
+from ..machine.uneven import RowKernels
 from ..parallel.network import NetTime, Network
 from .links import COLLECTIVES, OVER_DATA, Links, Message
 from .passes import COMPUTE, Passes, Segment, Source, unfolded
+from .routed import routed_kernels
 from .weight_ops import weight_gradients
 
 
@@ -43,6 +45,7 @@ class Launch(NamedTuple):
         phase: the op's own: what is computed again has one.
         works: what it waits for once it has started, compute or memory.
         start, peak: seconds until it has, and those of its products at the datasheet's peaks.
+        routed: its place among the kernels of routed rows, -1 for others.
         ops: what it runs.
     """
 
@@ -58,6 +61,7 @@ class Launch(NamedTuple):
     works: str = ""
     start: float = 0.0
     peak: float = 0.0
+    routed: int = -1
     ops: tuple[OpShare, ...] = ()
 
     def stretched(self, old: int, new: int) -> Launch:
@@ -101,11 +105,14 @@ class Clocked:
         chip = network.cluster.chip
         times = time_ledger(ledger, chip, timing)
         timed = {id(k.kernel): k for k in times.kernels}
-        slowed = {kernel: k.total for kernel, k in timed.items()}
+        routed = routed_kernels(ledger)
+        places = {id(kernel): place for place, kernel in enumerate(routed)}
+        slowed, away = timed, times
         if any(k.kind == COLLECTIVE for k in ledger.kernels):
             held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
             away = time_ledger(ledger, chip, held)
-            slowed = {id(k.kernel): k.total for k in away.kernels}
+            slowed = {id(k.kernel): k for k in away.kernels}
+        self.alone, self.beside = RowKernels(times, routed), RowKernels(away, routed)
         self.cost = Cost.sum(k.cost for k in ledger.kernels if k.phase != OPTIMIZER)
         self.optimizer = 0.0
         self.hops = {FORWARD: 0.0, BACKWARD: 0.0}
@@ -128,9 +135,9 @@ class Clocked:
                 once = kernel.name == CAST and set(kernel.cost.read) == {"weights"}
                 time = timed[id(kernel)]
                 self.launches.append(Launch(
-                    direction, kernel.launches, None, time.total, slowed[id(kernel)], makes,
+                    direction, kernel.launches, None, time.total, slowed[id(kernel)].total, makes,
                     kernel.kind, once, kernel.phase, time.works, min(time.launch, time.total),
-                    time.matrix, _ops(time, ledger),
+                    time.matrix, places.get(id(kernel), -1), _ops(time, ledger),
                 ))  # fmt: skip
 
     def _goes_through(self, name: str, axis: str, nbytes: float, direction: str) -> bool:
@@ -162,6 +169,8 @@ class Clocked:
 
     def pieces(self, links: Links) -> Iterator[Piece]:
         """Kernels and messages of a micro-batch in order."""
+        uneven = links.load.uneven
+        alone, beside = self.alone.factors(uneven), self.beside.factors(uneven)
         for item in self.launches:
             if item.message is not None:
                 time, segment = links.time(item.message), Segment(item.message.axis, 0.0)
@@ -170,8 +179,9 @@ class Clocked:
                     segment = Segment(item.message.axis, total, sms=time.sms)
                 yield Piece(item, segment, time)
                 continue
-            factor = links.skew if item.kind == GROUPED_GEMM else 1.0
-            seconds, slowed = item.seconds * factor, item.slowed * factor
+            seconds, slowed = item.seconds, item.slowed
+            if item.routed >= 0:
+                seconds, slowed = seconds * alone[item.routed], slowed * beside[item.routed]
             segment = Segment(COMPUTE, seconds, max(slowed, seconds), weight=item.weight)
             yield Piece(item, segment)
 

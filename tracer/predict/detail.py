@@ -96,7 +96,7 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
     plan, network = step.plan, network_of(step.cluster)
     stages = stages_of(
         program, plan, network, assume.kernels, phase="training", seq=step.seq,
-        exchange=assume.exchange, skew=step.skew, kept=assume.kept,
+        exchange=assume.exchange, load=step.load, kept=assume.kept,
     )  # fmt: skip
     plan, schedule = check(plan, step.cluster, stages)
     timed = Timed(plan, network, schedule, stages.blocks(), assume)
@@ -130,7 +130,7 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
     assume = served(assume, program, step.phase)
     plan, network, count = step.plan, network_of(step.cluster), assume.micro_batches
     blocks = stages_for(
-        program, plan, network, step.phase, assume, step.seq, step.context, step.skew
+        program, plan, network, step.phase, assume, step.seq, step.context, step.load
     ).blocks()
     kernels, shares = _kernels(blocks, count)
     alone = sum(cost.seconds for cost in kernels.values())

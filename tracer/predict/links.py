@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..parallel.expert_exchange import dispatch
-from ..parallel.expert_traffic import Routing, token_bytes
+from ..machine.uneven import Uneven
+from ..parallel.expert_exchange import NORMAL, dispatch
+from ..parallel.expert_traffic import Routing, Spread, token_bytes
 from ..parallel.groups import Group
 from ..parallel.network import NetTime, Network
 
@@ -41,6 +42,30 @@ class Message(NamedTuple):
         return over_data and COLLECTIVES[self.name] in ("reduce_scatter", "all_reduce")
 
 
+class RankLoad(NamedTuple):
+    """The expert-parallel rank that all others wait for, and what a token sends.
+
+    Attributes:
+        rows: of that rank over the mean.
+        read: experts that it reads weights of over those that even routing makes it read.
+        sent: tokens that reach it over the mean, for kernels that send a token once a rank.
+        copies: of a token; None: those of even routing of the model's own gate.
+    """
+
+    rows: float = 1.0
+    read: float = 1.0
+    sent: float = 1.0
+    copies: Spread | None = None
+
+    @property
+    def uneven(self) -> Uneven:
+        """What it changes in the kernels of the rank."""
+        return Uneven(self.rows, self.read)
+
+
+EVEN_LOAD = RankLoad()
+
+
 @dataclass(frozen=True)
 class Links:
     """How a plan's groups lie in a cluster, and how expert-parallel ranks exchange tokens.
@@ -50,14 +75,14 @@ class Links:
         groups: by axis.
         routing: of the model's experts; None without.
         kernel: of the exchange, "normal" or "low_latency" (DeepEP's), or "nccl": one all-to-all.
-        skew: rows of the busiest expert-parallel rank over the mean: what all ranks wait for.
+        load: of the expert-parallel rank that all others wait for.
     """
 
     network: Network
     groups: Mapping[str, Group]
     routing: Routing | None = None
     kernel: str = "normal"
-    skew: float = 1.0
+    load: RankLoad = EVEN_LOAD
 
     def time(self, message: Message) -> NetTime | None:
         """One launch of a collective; None where it sends nothing of its own.
@@ -70,14 +95,19 @@ class Links:
         if group is None or group.ranks == 1:
             return None
         one = message.nbytes / message.launches
-        exchange = axis == "ep" and message.name == "all_to_all_single" and self.kernel != "nccl"
-        if exchange and self.routing is not None:
+        exchange = axis == "ep" and message.name == "all_to_all_single"
+        if exchange and self.kernel != "nccl" and self.routing is not None:
             if dtype.startswith("int") or (dtype == "float32" and message.before == "uint8"):
                 return None
             precision = DEEPEP_DTYPES.get(dtype, "bf16")
             per = {"uint8": 1.0}.get(dtype, token_bytes(1, precision))
+            skew = self.load.sent if self.kernel == NORMAL else self.load.rows
             return dispatch(
                 self.network, one / (self.routing.top_k * per), 1, self.routing, group,
-                kernel=self.kernel, precision=precision, skew=self.skew,
+                kernel=self.kernel, precision=precision, skew=skew, copies=self.load.copies,
             )  # fmt: skip
-        return self.network.time(COLLECTIVES[message.name], one, group)
+        time = self.network.time(COLLECTIVES[message.name], one, group)
+        if exchange and not dtype.startswith("int"):
+            moving = self.load.rows * (time.seconds - time.latency)
+            time = time._replace(seconds=time.latency + moving)
+        return time

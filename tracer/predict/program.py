@@ -12,7 +12,7 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from . import pieces
-from .links import Links
+from .links import EVEN_LOAD, Links, RankLoad
 from .structure import Block, Kernels, Structure, groups_on
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class Stages(Protocol):
 
 def stages_of(
     program: Program, plan: Plan, network: Network, kernels: Kernels, *, phase: str,
-    seq: int = 4096, context: int = 4096, exchange: str = "normal", skew: float = 1.0,
-    weights: str | None = None, kept: str = "trace",
+    seq: int = 4096, context: int = 4096, exchange: str = "normal",
+    load: RankLoad = EVEN_LOAD, weights: str | None = None, kept: str = "trace",
 ) -> Stages:  # fmt: skip
-    """The stages of `plan`; `exchange`, `skew` and `kept` as in `Structure`.
+    """The stages of `plan`; `exchange`, `load` and `kept` as in `Structure`.
 
     `weights`: "fp8" serves a transformers model with FP8 linears (see `cost.lowered`).
     """
@@ -54,12 +54,12 @@ def stages_of(
             raise UserError(f"{program.name}: give --dtype fp8, which it has of its own")
         return ReferenceStages(
             Structure(
-                program, work, plan, network, kernels, exchange=exchange, skew=skew, kept=kept
+                program, work, plan, network, kernels, exchange=exchange, load=load, kept=kept
             )
         )
     if kept != "trace":
         raise UserError(f"{program.name}: kept={kept} is known for reference models")
-    return WholeStages(program, work, plan, network, kernels, weights, skew)
+    return WholeStages(program, work, plan, network, kernels, weights, load)
 
 
 def supported(program: Program, plan: Plan) -> Plan:
@@ -110,10 +110,10 @@ class WholeStages:
 
     def __init__(
         self, program: Program, workload: Any, plan: Plan, network: Network, kernels: Kernels,
-        weights: str | None, skew: float = 1.0,
+        weights: str | None, load: RankLoad = EVEN_LOAD,
     ) -> None:  # fmt: skip
         self.program: Any = program  # programs are hashable, which their protocol does not say
-        self.work, self.plan, self.skew = workload, plan, skew
+        self.work, self.plan, self.load = workload, plan, load
         self.network, self.kernels, self.weights = network, kernels, weights
         self.cut = _shown(plan, workload.phase == "training")
 
@@ -135,7 +135,7 @@ class WholeStages:
 
     def blocks(self) -> list[Block]:
         links = Links(
-            self.network, groups_on(self.plan, self.network), kernel="nccl", skew=self.skew
+            self.network, groups_on(self.plan, self.network), kernel="nccl", load=self.load
         )
         fp8 = self.weights == "fp8"
         if self.plan.stages == 1:

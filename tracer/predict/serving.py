@@ -24,8 +24,9 @@ from ..parallel.memory import Headroom, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
+from .expert_load import ExpertChoice, rank_load
 from .gpu_memory import GpuMemory
-from .imbalance import expert_skew
+from .links import EVEN_LOAD, RankLoad
 from .passes import COMPUTE, Chain
 from .pipeline import two_streams
 from .program import Stages, stages_of
@@ -49,8 +50,7 @@ class Serving:
         micro_batches: 1, or 2 that hide each other's messages.
         exchange: of tokens and experts; None takes DeepEP's normal kernels for prefill and the
             low-latency ones for decode.
-        imbalance: rows of the busiest expert-parallel rank over the mean; None: what chance makes
-            of even routing.
+        experts: how tokens choose them, and where they stand.
         weights: "fp8" serves a transformers model with FP8 linears.
         engine: "fused", a reference model's kernels are those of serving engines
             (`Kernels.served`), or "traced".
@@ -60,7 +60,7 @@ class Serving:
     headroom: Headroom = field(default_factory=Headroom)
     micro_batches: int = 1
     exchange: str | None = None
-    imbalance: float | None = None
+    experts: ExpertChoice = field(default_factory=ExpertChoice)
     weights: str | None = None
     engine: str = "fused"
 
@@ -73,8 +73,6 @@ class Serving:
             raise UserError(f"engine={self.engine!r}: choose fused or traced")
         if self.exchange not in (None, "normal", "low_latency", "nccl"):
             raise UserError(f"exchange={self.exchange!r}: choose normal, low_latency or nccl")
-        if self.imbalance is not None and not 1 <= self.imbalance < float("inf"):
-            raise UserError(f"imbalance={self.imbalance}: the busiest over the mean is at least 1")
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ class ServingStep:
         largest_batch: sequences of a data rank that fit; None if not asked for.
         longest_context: keys of each decoded token that fit with `batch` sequences, whatever
             positions the model has learned; None of a prefill, or if not asked for.
+        load: of the expert-parallel rank that all others wait for.
+        imbalance: the part of the step that even experts would save.
         reason: why it does not run.
     """
 
@@ -112,7 +112,8 @@ class ServingStep:
     ep_limit: float | None
     largest_batch: int | None
     longest_context: int | None
-    skew: float
+    load: RankLoad
+    imbalance: float = 0.0
     notes: tuple[str, ...] = ()
     reason: str = ""
 
@@ -152,7 +153,8 @@ class ServingStep:
             "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu if runs else None,
             "ep_limit_s": self.ep_limit, "largest_batch": self.largest_batch,
             "longest_context": self.longest_context,
-            "kv_bytes": self.kv, "expert_skew": self.skew,
+            "kv_bytes": self.kv, "expert_skew": self.load.rows,
+            "experts_read": self.load.read, "imbalance_s": self.imbalance,
             "memory": {**asdict(self.memory), "total": self.memory.total},
             "notes": list(self.notes),
         }  # fmt: skip
@@ -201,31 +203,35 @@ def predict_serving(
             f"{cluster.largest:,}"
         )
 
-    def stages_with(plan: Plan, skew: float, context: int = context) -> Stages:
-        return stages_for(program, plan, network, phase, assume, seq, context, skew)
+    def stages_with(plan: Plan, load: RankLoad, context: int = context) -> Stages:
+        return stages_for(program, plan, network, phase, assume, seq, context, load)
 
     def fullest(blocks: list[Block]) -> GpuMemory:
         return max(memories(blocks, assume, cluster), key=lambda m: m.total)
 
-    if reasons := stages_with(plan, 1.0).illegal(plan):
+    if reasons := stages_with(plan, EVEN_LOAD).illegal(plan):
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
-    skew = assume.imbalance or expert_skew(program, plan, cluster, tokens)
-    stages = stages_with(plan, skew)
+    load = rank_load(program, plan, network, tokens, assume.experts)
+    stages = stages_with(plan, load)
     blocks = stages.blocks()
     spans = [span(b, assume, phase) for b in blocks]
+    seconds, imbalance = sum(s[0] for s in spans), 0.0
+    if load != EVEN_LOAD:
+        even = stages_with(plan, EVEN_LOAD).blocks()
+        imbalance = seconds - sum(span(b, assume, phase)[0] for b in even)
     hop = _hops(blocks, plan, network)
     memory = fullest(blocks)
     host = sum(s[3] for s in spans)
     step = ServingStep(
         program.name, phase, plan, cluster, batch, seq, context,
-        sum(s[0] for s in spans) + hop, max(s[0] for s in spans),
+        seconds + hop, max(s[0] for s in spans),
         sum(b.passes.seconds(FORWARD) for b in blocks) * assume.micro_batches,
         sum(sum(b.passes.messages(FORWARD).values()) for b in blocks) * assume.micro_batches,
         sum(s[1] for s in spans), host, memory,
         max(b.kv for b in blocks) * assume.micro_batches,
-        _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, skew,
+        _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, load, imbalance,
         tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
-                             _streams(assume, phase)])),
+                             *assume.experts.notes(load), _streams(assume, phase)])),
         "" if memory.fits else (
             f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
             f"{max(b.kv for b in blocks) * assume.micro_batches / 1e9:.1f}) and a reserve of "
@@ -238,10 +244,10 @@ def predict_serving(
     unit = plan.tp if plan.cuts_tokens and tokens // plan.cp % plan.tp else 1
 
     def of_batch(number: int) -> GpuMemory:
-        return fullest(stages_with(replace(plan, micro_batch=number * unit), skew).blocks())
+        return fullest(stages_with(replace(plan, micro_batch=number * unit), load).blocks())
 
     def of_context(number: int) -> GpuMemory:  # of 1 there is no cache to look at
-        return fullest(stages_with(plan, skew, max(number, 2)).blocks())
+        return fullest(stages_with(plan, load, max(number, 2)).blocks())
 
     longest = largest(of_context, most=_LONGEST) if phase == DECODE else None
     batch = largest(of_batch, most=1 << 16) * unit * assume.micro_batches
@@ -259,12 +265,12 @@ def served(assume: Serving, program: Program, phase: str) -> Serving:
 
 def stages_for(
     program: Program, plan: Plan, network: Network, phase: str, assume: Serving, seq: int,
-    context: int, skew: float,
+    context: int, load: RankLoad,
 ) -> Stages:  # fmt: skip
     """The stages that a server runs; `assume` as `served` has it."""
     return stages_of(
         program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
-        exchange=assume.exchange or "normal", skew=skew, weights=assume.weights,
+        exchange=assume.exchange or "normal", load=load, weights=assume.weights,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from ..parallel.sizes import Sizes
 from .clocked import Clocked
 from .kept import kept_in_fp8
 from .kernels import Kernels
-from .links import Links
+from .links import EVEN_LOAD, Links, RankLoad
 from .passes import Passes, beyond, joined
 
 if TYPE_CHECKING:
@@ -99,14 +99,15 @@ class Structure:
         plan: legal for the model.
         network: of the cluster.
         kernels: what is assumed of them.
-        exchange, skew: see `Links`.
+        exchange, load: see `Links`.
         kept: activations for the backward: "trace", as the traced program keeps them, or "fp8",
             see `kept`.
     """
 
     def __init__(
         self, program: ReferenceProgram, workload: Workload, plan: Plan, network: Network,
-        kernels: Kernels, *, exchange: str = "normal", skew: float = 1.0, kept: str = "trace",
+        kernels: Kernels, *, exchange: str = "normal", load: RankLoad = EVEN_LOAD,
+        kept: str = "trace",
     ) -> None:  # fmt: skip
         if kept == "fp8" and (plan.tp > 1 or program.dtype != "fp8" or plan.recompute != "latent"):
             raise UserError(
@@ -114,7 +115,7 @@ class Structure:
             )
         self.kept = kept
         self.program, self.plan, self.network = program, plan, network
-        self.kernels, self.exchange, self.skew = kernels, exchange, skew
+        self.kernels, self.exchange, self.load = kernels, exchange, load
         self.workload = replace(workload, batch=plan.micro_batch)
         self.sizes = sizes_of(program)
         self._blocks: dict[str, Block] = {}
@@ -167,7 +168,7 @@ class Structure:
     def _block(self, kind: str, cut: Plan) -> Block:
         return _measured(
             self.program, self.workload, cut, kind, self.network, self.kernels, self.exchange,
-            self.skew, self._groups(),
+            self.load, self._groups(),
         )  # fmt: skip
 
     def _groups(self) -> tuple[tuple[str, Group], ...]:
@@ -221,10 +222,10 @@ def _cut(plan: Plan, ep: int) -> Plan:
 @functools.lru_cache(maxsize=512)
 def _measured(
     program: ReferenceProgram, workload: Workload, cut: Plan, kind: str, network: Network,
-    kernels: Kernels, exchange: str, skew: float, groups: tuple[tuple[str, Group], ...],
+    kernels: Kernels, exchange: str, load: RankLoad, groups: tuple[tuple[str, Group], ...],
 ) -> Block:  # fmt: skip
     clocked, held = _clocked(program, workload, cut, kind, network, kernels)
-    links = Links(network, dict(groups), routing_of(program, cut), exchange, skew)
+    links = Links(network, dict(groups), routing_of(program, cut), exchange, load)
     return held.block(clocked.passes(links), {axis: group.ranks for axis, group in groups})
 
 

@@ -30,8 +30,9 @@ from ..parallel.schedules import (
 )
 from .assumptions import Assumptions, Overlap
 from .data_ranks import DataRanks
+from .expert_load import rank_load
 from .gpu_memory import GpuMemory, fullest
-from .imbalance import expert_skew
+from .links import EVEN_LOAD, RankLoad
 from .money import Money
 from .pipeline import V_SHAPED, Timed, free_stages
 from .program import Stages, stages_of
@@ -64,12 +65,17 @@ class TrainingStep:
     flops_full: float
     peak: float
     precision: str
-    skew: float
+    load: RankLoad
     money: Money
     notes: tuple[str, ...] = ()
     reason: str = ""
     stages: tuple[dict[str, float], ...] = ()
     durations: Durations | None = None
+
+    @property
+    def imbalance(self) -> float | None:
+        """Seconds that even experts would save."""
+        return self.breakdown.imbalance if self.breakdown else None
 
     @property
     def feasible(self) -> bool:
@@ -119,7 +125,7 @@ class TrainingStep:
             "gpu_hours_per_trillion_tokens": self.gpu_hours_per_trillion if runs else None,
             "dollars": self.money.dollars(self.tokens_per_s, self.plan.world) if runs else None,
             "tokens_budget": self.money.tokens, "price_per_gpu_hour": self.money.price,
-            "expert_skew": self.skew,
+            "expert_skew": self.load.rows, "experts_read": self.load.read,
             "memory": {**asdict(self.memory), "total": self.memory.total},
             "stages": [dict(stage) for stage in self.stages], "notes": list(self.notes),
         }  # fmt: skip
@@ -193,20 +199,20 @@ def predict_training(
     network = network_of(cluster)
     cluster = network.cluster
 
-    def stages_with(skew: float) -> Stages:
+    def stages_with(load: RankLoad) -> Stages:
         return stages_of(
             program, plan, network, assume.kernels, phase="training", seq=seq,
-            exchange=assume.exchange, skew=skew, kept=assume.kept,
+            exchange=assume.exchange, load=load, kept=assume.kept,
         )  # fmt: skip
 
-    plan, schedule = check(plan, cluster, stages_with(1.0), whole=detail)
-    skew = assume.imbalance or expert_skew(program, plan, cluster, seq)
-    stages = stages_with(skew)
+    plan, schedule = check(plan, cluster, stages_with(EVEN_LOAD), whole=detail)
+    load = rank_load(program, plan, network, seq, assume.experts)
+    stages = stages_with(load)
     blocks = stages.blocks()
     timed = Timed(plan, network, schedule, blocks, assume)
     even = timed
-    if detail and skew > 1:
-        even = Timed(plan, network, schedule, stages_with(1.0).blocks(), assume)
+    if detail and load != EVEN_LOAD:
+        even = Timed(plan, network, schedule, stages_with(EVEN_LOAD).blocks(), assume)
     memory = fullest(schedule, blocks, timed.data, assume)
     pipeline = timed.pipeline
     ends = timed.data.ends(schedule, blocks)
@@ -219,10 +225,10 @@ def predict_training(
         shares.breakdown(ends, pipeline.seconds - even.pipeline.seconds) if shares else None,
         {**shares.slots(), "data": ends[0], "optimizer": ends[1] + ends[2]} if shares else {},
         pipeline, memory, flops, full,
-        float(cluster.chip.peak_for("bf16")), "bf16", skew, money,
+        float(cluster.chip.peak_for("bf16")), "bf16", load, money,
         tuple(dict.fromkeys([
             *assume.kernels.notes(), *assume.overlap.notes(plan.schedule), *network.notes(),
-            *stages.notes(), f"expert imbalance: busiest rank {skew:.3f} of the mean",
+            *stages.notes(), *assume.experts.notes(load),
         ])),
         memory.shortage,
         shares.stage_rows() if shares else (), timed.durations,

@@ -103,15 +103,15 @@ def plan_facts(study: PlanStudy) -> PlanFacts:
         step.memory.reserve, step.cluster.chip.name, plan.pp, plan.micro_batches, plan.schedule,
         plan.recompute,
         sum(cost.seconds for key, cost in detail.kernels.items() if key[0] == RECOMPUTE),
-        totals[detail.pace] / mean if mean else 1.0, skew=step.skew,
+        totals[detail.pace] / mean if mean else 1.0, skew=step.load.rows,
+        imbalance=step.imbalance or 0.0,
         estimated=detail.shares.sure.get("estimated", 0.0) / whole,
         unmodelled=detail.shares.sure.get("unmodelled", 0.0) / whole, reason=step.reason,
         advice=study.advice, faster=_faster(study),
     )  # fmt: skip
     more: dict[str, object] = {}
     if isinstance(step, TrainingStep):
-        saved = step.breakdown.imbalance if step.breakdown else 0.0
-        more = {"imbalance": saved, "mfu": step.mfu if step.feasible else None, "peak": step.peak,
+        more = {"mfu": step.mfu if step.feasible else None, "peak": step.peak,
                 "precision": step.precision, "hides": plan.schedule in BOTH}  # fmt: skip
     elif isinstance(step, ServingStep):
         more = {"batch": step.batch, "largest": step.largest_batch, "floor": step.ep_limit,

@@ -270,7 +270,7 @@ def _keep_more(facts: PlanFacts) -> Iterator[Finding]:
 
 def _even(facts: PlanFacts) -> Iterator[Finding]:
     yield _saving(
-        facts, "balance", "Even out the experts' load (bias, placement).",
+        facts, "balance", "Even out the experts' load (routing bias, --placement, --redundant).",
         f"the busiest rank has {facts.skew:.3f} times the mean's rows", facts.imbalance,
     )  # fmt: skip
 

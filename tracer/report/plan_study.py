@@ -18,6 +18,7 @@ from ..predict.detail import (
 )
 from ..predict.money import Money
 from ..predict.opcost import Key, OpCost, added
+from ..predict.placements import Placed
 from ..predict.serving import ServingStep
 from ..predict.training import TrainingStep
 from .plan_sides import PlanSide
@@ -45,6 +46,8 @@ class PlanStudy:
         timing: what its seconds assume of the chip.
         advice: what would make a plan fit that does not.
         compared: another plan, if one was named.
+        routing: how tokens choose experts, in words.
+        placements: of experts, what each makes of the routing.
     """
 
     step: TrainingStep | ServingStep
@@ -57,6 +60,8 @@ class PlanStudy:
     versions: dict[str, str]
     advice: str = ""
     compared: PlanSide | None = None
+    routing: str = ""
+    placements: tuple[Placed, ...] = ()
 
     @property
     def phase(self) -> str:

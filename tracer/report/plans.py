@@ -74,7 +74,7 @@ def _seconds(step: TrainingStep) -> list[tuple[str, str]]:
         (f"  {name}", f"{text.seconds(value)} ({value / step.seconds:.0%})")
         for name, value in share
     ]
-    rows.append(("  of it uneven experts", f"{text.seconds(b.imbalance)} ({step.skew:.3f} x mean)"))
+    rows += _uneven(step)
     if step.plan.pp > 1:
         rows += [
             (f"  {SLOTS[kind]}", text.seconds(step.slots[kind]))
@@ -82,6 +82,14 @@ def _seconds(step: TrainingStep) -> list[tuple[str, str]]:
             if step.slots.get(kind)
         ]
     return rows
+
+
+def _uneven(step: TrainingStep | ServingStep) -> list[tuple[str, str]]:
+    """What even experts would save; nothing where no ranks exchange tokens."""
+    if not step.imbalance:
+        return []
+    rows = f"{step.load.rows:.3f} x mean rows on the busiest rank"
+    return [("  of it uneven experts", f"{text.seconds(step.imbalance)} ({rows})")]
 
 
 def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
@@ -119,6 +127,7 @@ def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
         ),
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s_per_gpu:,.0f} a GPU"),
     ]
+    rows[3:3] = _uneven(step)
     if money is not None:
         rows += _spent(step, money)
     if step.host:

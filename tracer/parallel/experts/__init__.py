@@ -3,12 +3,13 @@
 * `RoutingLaw`: the law by which tokens choose experts: `uniform`, `zipf`, `recorded`.
 * `Placement`: which rank holds which expert: `round_robin`, `contiguous`, `balanced`,
   `hierarchical`.
-* `expert_load(routing, placement, tokens)` -> `ExpertLoad`: rows, imbalance, experts read, traffic.
+* `expert_load(routing, placement, tokens)` -> `ExpertLoad`: rows, imbalance, experts read, traffic;
+  `expert_shares(routing)`: the part of tokens that choose each expert.
 """
 
 from __future__ import annotations
 
-from .load import ExpertLoad, expert_load, slowest_rows
+from .load import ExpertLoad, expert_load, expert_shares, slowest_rows
 from .placement import Placement, balanced, contiguous, hierarchical, round_robin
 from .routing import RoutingLaw, recorded, uniform, zipf
 
@@ -19,6 +20,7 @@ __all__ = [
     "balanced",
     "contiguous",
     "expert_load",
+    "expert_shares",
     "hierarchical",
     "recorded",
     "round_robin",

@@ -165,6 +165,17 @@ def expert_load(
     )  # fmt: skip
 
 
+def expert_shares(routing: RoutingLaw, seed: int = 0) -> Floats:
+    """[E] the part of tokens that choose each expert; sums to k. Sampled where there is no closed
+    form, see `ExpertLoad.sampled`.
+    """
+    chance = chances(routing)
+    if chance is None:
+        chosen = sample(routing, _SAMPLES, seed)
+        chance = np.bincount(chosen.ravel(), minlength=routing.experts) / _SAMPLES
+    return chance
+
+
 class _OneToken(NamedTuple):
     """Chances of a single token: of each expert [E], rank [R] and node [N]."""
 
@@ -176,14 +187,12 @@ class _OneToken(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _one_token(routing: RoutingLaw, placement: Placement, seed: int) -> _OneToken:
-    chance, shares = chances(routing), (placement.share, placement.node_share)
-    if chance is not None and not routing.limited:
+    chance, shares = expert_shares(routing, seed), (placement.share, placement.node_share)
+    if chances(routing) is not None and not routing.limited:
         weight = np.array(routing.weights)
         on_rank, on_node = (1.0 - missed(weight, routing.top_k, share) for share in shares)
         return _OneToken(chance, on_rank, on_node, False)
     chosen = sample(routing, _SAMPLES, seed)
-    if chance is None:
-        chance = np.bincount(chosen.ravel(), minlength=routing.experts) / _SAMPLES
     on_rank, on_node = (_hit(chosen, share) for share in shares)
     return _OneToken(chance, on_rank, on_node, True)
 

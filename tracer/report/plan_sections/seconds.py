@@ -62,13 +62,13 @@ def _split(name: str, caption: str, header: str, parts: dict[str, float]) -> Tab
 
 def _skew(study: PlanStudy) -> str:
     step = study.step
-    if step.skew <= 1:
+    if step.load.rows <= 1:
         return ""
-    text = f" The busiest expert-parallel rank has {step.skew:.3f} times the mean's rows"
-    if isinstance(step, TrainingStep) and step.breakdown is not None:
-        saved = step.breakdown.imbalance
-        text += f"; even experts would save {seconds(saved)} ({saved / step.seconds:.1%} of a step)"
-    return text + "."
+    saved = step.imbalance or 0.0
+    return (
+        f" The busiest expert-parallel rank has {step.load.rows:.3f} times the mean's rows; even "
+        f"experts would save {seconds(saved)} ({saved / step.seconds:.1%} of a step)."
+    )
 
 
 def _slots(study: PlanStudy) -> Table | None:
