@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from report_studies import given
 
@@ -33,7 +34,8 @@ def plan_study(*more: str) -> PlanStudy:
     options = parser().parse_args(arguments(*more))
     priced = price_plan(options)
     compared = None if options.compare is None else other_side(options)
-    return study_of(priced, "tracer.plan", compared, priced.advice())
+    study = study_of(priced, "tracer.plan", compared, priced.advice())
+    return replace(study, placements=priced.placements())
 
 
 @functools.cache

@@ -29,14 +29,29 @@ HEADINGS = {
 3 Where the time goes
 4 Stages
 5 Communication envelope
-6 Kernels
-6.1 Stage 1, which sets the pace
-7 Memory feasibility
-8 The pipeline's schedule
-9 What this rests on
-9.1 Accuracy of the kernel model
+6 Expert load
+7 Kernels
+7.1 Stage 1, which sets the pace
+8 Memory feasibility
+9 The pipeline's schedule
+10 What this rests on
+10.1 Accuracy of the kernel model
 """,
     DECODE: """\
+1 What was asked
+2 Summary
+2.1 Conclusions
+2.2 Next optimisations
+3 Where the time goes
+4 Communication envelope
+5 Expert load
+6 Kernels
+7 Memory feasibility
+8 What this rests on
+8.1 Accuracy of the kernel model
+""",
+    # One stage, too, and every rank has all experts.
+    INFEASIBLE: """\
 1 What was asked
 2 Summary
 2.1 Conclusions
@@ -49,7 +64,6 @@ HEADINGS = {
 7.1 Accuracy of the kernel model
 """,
 }
-HEADINGS[INFEASIBLE] = HEADINGS[DECODE]  # one stage, too
 
 # By hand: 16 GPUs in 2 stages leave 8 data ranks; nodes of h100_ib have 8 GPUs; the model has 6
 # layers. The data ranks of a stage are one node, so are its 8 expert ranks.

@@ -144,9 +144,15 @@ def rank_load(
         choice: how tokens choose.
 
     Raises:
-        UserError: a placement that does not go with the plan, counts of other experts.
+        UserError: a placement that does not go with the plan, counts of other experts, a law for
+            a model without.
     """
     router = router_of(program)
+    if router is None and not choice.plain:
+        raise UserError(
+            f"{program.name} has no routed experts: routing={choice} and placement go "
+            "with a model that has"
+        )
     if router is None or plan.ep == 1:
         return EVEN_LOAD
     if choice.busiest is not None:
