@@ -22,6 +22,7 @@ from plan_scores.serving import (
     deepseek_serving,
     layer_table,
     llama_decode_rows,
+    routing_table,
     service_table,
     serving_rows,
 )
@@ -64,6 +65,7 @@ def page(data: Path | None) -> str:
         "llama_training": table(llama_training_rows(data)) if measured and data else "(no data)",
         "llama_decode": table(llama_decode_rows(data)) if measured and data else "(no data)",
         "serving": table(serving_rows()),
+        "routing": routing_table(),
         "service": service_table(),
         "layer": layer_table(),
     }

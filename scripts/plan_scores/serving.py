@@ -89,6 +89,24 @@ def serving_rows() -> list[Row]:
     ]
 
 
+def routing_table() -> str:
+    """SGLang's prefill unit of 4 x 4,096 tokens a GPU under Zipf's law."""
+    lines = []
+    for exponent in (0.0, 0.25, 0.5, 0.75, 1.0):
+        line: list[object] = [f"{exponent:g}"]
+        for text in (EP32, REDUNDANT):
+            assume = Serving(micro_batches=2, experts=ExpertChoice(zipf=exponent))
+            step = predict_serving(
+                deepseek(), Plan.parse(text), "h100_ib", "prefill", batch=4, seq=4096,
+                assume=assume,
+            )  # fmt: skip
+            line += [f"{step.load.rows:.2f}", f"{8e-3 * step.tokens_per_s_per_gpu:.1f}"]
+        lines.append(line)
+    head = ["exponent", "in order: busiest rank", "k tokens/s", "32 copies, EPLB: busiest rank",
+            "k tokens/s"]  # fmt: skip
+    return markdown(lines, head)
+
+
 SERVICE, REPORT = "dp=144 ep=144 redundant=32", "tp=4 sp dp=80 ep=320 redundant=64"
 
 

@@ -35,8 +35,9 @@ class ExpertChoice:
         zipf: exponent of a law whose experts are as popular as 1/rank^s, in a shuffled order;
             0 is even routing.
         counts: tokens by expert as they were recorded, in place of a law.
-        placement: which rank holds which expert, see `parallel.experts`; None: in order, and
-            `balanced` over the law's loads where there are redundant experts.
+        placement: which rank holds which expert, see `parallel.experts`; None: in order, and with
+            redundant experts as EPLB places them over the law's loads: `hierarchical` where the
+            gate's groups divide over the domains, else `balanced`.
         busiest: rows of the busiest rank over the mean, in place of all that.
     """
 
@@ -77,7 +78,7 @@ class ExpertChoice:
             return []
         if load.copies is None:
             return [f"expert imbalance: busiest rank {load.rows:.3f} of the mean"]
-        where = self.placement or "the default"
+        where = self.placement or "the usual"
         return [
             f"experts: {self} routing, {where} placement: the busiest rank has {load.rows:.3f} "
             f"times the mean's rows and reads {load.read:.2f} times the experts that it would read "
@@ -158,10 +159,10 @@ def rank_load(
     if choice.busiest is not None:
         return RankLoad(choice.busiest, 1.0, choice.busiest)
     number = group_tokens(plan, tokens)
-    if choice.plain:
+    group = groups_on(plan, network)["ep"]
+    if choice.plain and not (plan.redundant_experts and _full(group)):
         skew = _even_skew(router, plan.ep, plan.redundant_experts, number)
         return RankLoad(skew, 1.0, skew)
-    group = groups_on(plan, network)["ep"]
     return _uneven(choice, router, group, plan.redundant_experts, number)
 
 
@@ -171,21 +172,33 @@ def group_tokens(plan: Plan, tokens: int) -> int:
     return max(here, 1) * plan.ep
 
 
-def placed(
-    law: experts.RoutingLaw, name: str | None, group: Group, redundant: int
-) -> experts.Placement:
-    """The placement `name` of a law's experts over a group; None as `ExpertChoice` says.
+def usual(router: Router, group: Group, redundant: int) -> str:
+    """The placement of a plan that names none, see `ExpertChoice`."""
+    if not redundant:
+        return IN_ORDER
+    whole = router.groups > 1 and router.groups % group.domains == 0
+    return HIERARCHICAL if whole else BALANCED
+
+
+def _full(group: Group) -> bool:
+    """Whether the group fills each of its domains alike."""
+    return group.domains * group.per_domain == group.ranks
+
+
+@functools.lru_cache(maxsize=64)
+def placed(law: experts.RoutingLaw, name: str, group: Group, redundant: int) -> experts.Placement:
+    """The placement `name` of a law's experts over a group.
 
     Raises:
         UserError: it does not go with these numbers; redundant experts in a placement without.
     """
     ranks, node = group.ranks, group.per_domain
-    if group.ranks % node or group.domains * node != group.ranks:
+    if not _full(group):
         raise UserError(
             f"experts over {ranks} ranks, {node} a domain: routing and placement are known for "
             "domains that are full"
         )
-    count, name = law.experts, name or (BALANCED if redundant else IN_ORDER)
+    count = law.experts
     if redundant and name in (IN_ORDER, ROUND_ROBIN):
         raise UserError(
             f"placement={name} has no copies for redundant={redundant}: choose {BALANCED} or "
@@ -214,8 +227,8 @@ def copies_of(load: experts.ExpertLoad, group: Group) -> Spread:
 def _uneven(
     choice: ExpertChoice, router: Router, group: Group, redundant: int, tokens: int
 ) -> RankLoad:
-    law = choice.law(router)
-    load = experts.expert_load(law, placed(law, choice.placement, group, redundant), tokens)
+    law, name = choice.law(router), choice.placement or usual(router, group, redundant)
+    load = experts.expert_load(law, placed(law, name, group, redundant), tokens)
     chance = load.slowest_rows / float(load.rows.max())
     sent = float(load.hit_rank.max() / load.hit_rank.mean())
     return RankLoad(
@@ -234,5 +247,6 @@ def _read_evenly(load: experts.ExpertLoad) -> float:
 def _even_skew(router: Router, ranks: int, redundant: int, tokens: int) -> float:
     law = experts.uniform(*router)
     # Where domains end does not change how many rows a rank gets.
-    placement = placed(law, None, Group(ranks, ranks), redundant)
+    one = Group(ranks, ranks)
+    placement = placed(law, BALANCED if redundant else IN_ORDER, one, redundant)
     return experts.slowest_rows(law, placement, tokens) / (tokens * router.top_k / ranks)

@@ -10,14 +10,13 @@ from ..parallel.expert_exchange import NORMAL
 from ..parallel.network import Network
 from ..parallel.plan import Plan
 from .expert_load import (
-    BALANCED,
-    IN_ORDER,
     PLACEMENTS,
     ExpertChoice,
     copies_of,
     group_tokens,
     placed,
     router_of,
+    usual,
 )
 from .structure import groups_on
 
@@ -59,7 +58,7 @@ def placements(
     if router is None or plan.ep == 1 or choice.busiest is not None:
         return ()
     law, group = choice.law(router), groups_on(plan, network)["ep"]
-    own = choice.placement or (BALANCED if plan.redundant_experts else IN_ORDER)
+    own = choice.placement or usual(router, group, plan.redundant_experts)
     found = []
     for name in PLACEMENTS:
         try:
