@@ -155,3 +155,16 @@ def test_what_cannot_be_served_is_refused_in_one_line():
         Serving(weights="int4")
     with pytest.raises(UserError, match="engine='vllm': choose fused or traced"):
         Serving(engine="vllm")
+
+
+def test_the_reserve_holds_at_least_the_buffers_of_the_exchange():
+    """48 experts of the small model, 4 tokens of 256 elements: a row is 512 B, with 16 of control
+    on its way there, with two pairs of BF16 on its way back; buffers are two for sends, two for
+    receives.
+    """
+    found = serve("dp=8 ep=8", "decode", 4)
+    assert found.memory.buffers == 2 * 48 * 4 * ((512 + 16) + (512 + 2 * 4))
+    assert found.memory.reserve == 0.1 * found.memory.capacity
+    none_kept = serve("dp=8 ep=8", "decode", 4, headroom=Headroom(0.0))
+    assert none_kept.memory.reserve == none_kept.memory.buffers
+    assert serve("dp=8", "decode", 4).memory.buffers == 0

@@ -13,8 +13,8 @@ from .groups import Group
 _META = 8  # bytes that say where a row is from
 _TOP_K, _SCALES = 128, 128  # the most that a row may have beside it
 _CONTROL = 16
-# By ranks, up to which: rows that a link's buffer takes, and the network's: 128, rounded up to whole
-# sends of a dispatch (20, 32, 28, 32, 12 rows) or a combine (12, 8, 20, 12, 8), whichever is more.
+# By ranks, up to which: rows that a link's buffer takes, and the network's: 128, rounded up to
+# whole sends of a dispatch (20, 32, 28, 32, 12 rows) or a combine (12, 8, 20, 12, 8), the larger.
 _ROWS = {8: (256, 0), 16: (288, 140), 32: (288, 128), 64: (288, 140), 128: (560, 132)}
 _MOST_ROWS = (720, 132)
 

@@ -33,20 +33,17 @@ class Headroom:
     """What of a GPU's memory is not for the model.
 
     Attributes:
-        reserve: share that the allocator's fragments, the CUDA context and graphs take; 0.1 is what
-            vLLM leaves by default (`gpu_memory_utilization` 0.9). A context with torch's kernels
-            alone has 1.3 GB (Hugging Face, "Model training anatomy"), 1.6 % of an 80 GB GPU.
-        buffers: bytes of communication buffers (NCCL's, DeepEP's), which no op of a trace shows.
+        reserve: share that communication's buffers, the allocator's fragments, the CUDA context and
+            graphs take; 0.1 is what vLLM leaves by default (`gpu_memory_utilization` 0.9). A
+            context with torch's kernels alone has 1.3 GB (Hugging Face, "Model training anatomy"),
+            1.6 % of an 80 GB GPU.
     """
 
     reserve: float = 0.1
-    buffers: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserve < 1:
             raise UserError(f"reserve={self.reserve}: give a share of the memory in [0, 1)")
-        if self.buffers < 0:
-            raise UserError(f"buffers={self.buffers}: give bytes, at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,6 @@ class RankMemory:
         working: the most that is needed beside these: results in passing, gathered layers, and in
             the optimizer's step its temporaries, as far as they outgrow the activations.
         kv: caches.
-        buffers: of communication, as given.
         reserve: bytes that are not for the model, as given.
         capacity: bytes of the GPU.
         shared: of the activations, what all micro-batches have in common: weights in FP8.
@@ -73,7 +69,6 @@ class RankMemory:
     activations: int
     working: int
     kv: int
-    buffers: int
     reserve: int
     capacity: int
     shared: int = 0
@@ -83,7 +78,7 @@ class RankMemory:
         """All of it but the reserve."""
         return (
             self.weights + self.gradients + self.optimizer + self.activations + self.working
-            + self.kv + self.buffers
+            + self.kv
         )  # fmt: skip
 
     @property
@@ -120,8 +115,7 @@ def rank_memory(
     return RankMemory(
         weights=moving.weights, gradients=grads, optimizer=state, activations=held,
         working=max(moving.working, moving.update - held, 0), kv=moving.kv,
-        buffers=headroom.buffers, reserve=round(headroom.reserve * capacity),
-        capacity=int(capacity), shared=moving.shared,
+        reserve=round(headroom.reserve * capacity), capacity=int(capacity), shared=moving.shared,
     )  # fmt: skip
 
 

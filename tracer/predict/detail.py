@@ -121,7 +121,8 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
         {KERNELS: alone, SUMMED: summed, SLOWED: _slowed(timed) / ranks},
         kernels, shares, merged([*_inside(timed, each), *_hops(timed, each), *_ends(timed)]),
         rows, pace, kernels_of(blocks[pace].passes),
-        tuple(by_rank(schedule, blocks, timed.data, assume)), _unmodelled(blocks),
+        tuple(by_rank(schedule, blocks, timed.data, assume, stages.buffers())),
+        _unmodelled(blocks),
     )  # fmt: skip
 
 
@@ -129,9 +130,10 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
     """Of a step that `predict_serving` priced, with its `assume`."""
     assume = served(assume, program, step.phase)
     plan, network, count = step.plan, network_of(step.cluster), assume.micro_batches
-    blocks = stages_for(
+    stages = stages_for(
         program, plan, network, step.phase, assume, step.seq, step.context, step.load
-    ).blocks()
+    )
+    blocks = stages.blocks()
     kernels, shares = _kernels(blocks, count)
     alone = sum(cost.seconds for cost in kernels.values())
     spans = [span(block, assume, step.phase) for block in blocks]
@@ -155,7 +157,7 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
          HOST: max(step.seconds - hop - compute - exposed, 0.0)},
         {KERNELS: alone, SLOWED: max(compute - alone, 0.0)},
         kernels, shares, merged([*sent, *hops]), rows, pace,
-        kernels_of(blocks[pace].passes), tuple(memories(blocks, assume, step.cluster)),
+        kernels_of(blocks[pace].passes), tuple(memories(stages, assume, step.cluster)),
         _unmodelled(blocks),
     )  # fmt: skip
 

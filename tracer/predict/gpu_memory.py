@@ -13,22 +13,28 @@ from .structure import Block, each
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Bytes of the fullest GPU at its worst moment."""
+    """Bytes of the fullest GPU at its worst moment.
+
+    Attributes:
+        weights, gradients, optimizer, activations, working: what the model takes.
+        reserve: kept free, and never less than `buffers`.
+        capacity: of the GPU.
+        buffers: of the reserve, what the kernels that exchange experts' tokens hold.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     working: float
-    buffers: float
     reserve: float
     capacity: float
+    buffers: float = 0.0
 
     @property
     def total(self) -> float:
         """All but the reserve."""
-        return (self.weights + self.gradients + self.optimizer + self.activations + self.working
-                + self.buffers)  # fmt: skip
+        return self.weights + self.gradients + self.optimizer + self.activations + self.working
 
     @property
     def fits(self) -> bool:
@@ -56,15 +62,17 @@ def in_flight(blocks: Sequence[Block]) -> Held:
 
 
 def fullest(
-    schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions
-) -> GpuMemory:
+    schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions,
+    buffers: float,
+) -> GpuMemory:  # fmt: skip
     """The memory of the rank that holds most; arguments as of `by_rank`."""
-    return max(by_rank(schedule, blocks, data, assume), key=lambda m: m.total)
+    return max(by_rank(schedule, blocks, data, assume, buffers), key=lambda m: m.total)
 
 
 def by_rank(
-    schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions
-) -> list[GpuMemory]:
+    schedule: Schedule, blocks: Sequence[Block], data: DataRanks, assume: Assumptions,
+    buffers: float,
+) -> list[GpuMemory]:  # fmt: skip
     """The memory of every rank of the pipeline.
 
     Args:
@@ -72,6 +80,7 @@ def by_rank(
         blocks: one a stage.
         data: the ranks that share parameters.
         assume: headroom, capacity and the type of gradients.
+        buffers: of the exchange of experts' tokens.
     """
     plan, found = data.plan, []
     activations = peak_bytes(schedule, in_flight(blocks))
@@ -89,6 +98,6 @@ def by_rank(
         working = max(*(b.working for b in mine), max(b.update for b in mine) - held)
         found.append(GpuMemory(
             sum(b.weights for b in mine), item * kept, state, held, working,
-            assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
+            max(assume.headroom.reserve * capacity, buffers), capacity, buffers,
         ))  # fmt: skip
     return found

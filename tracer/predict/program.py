@@ -31,6 +31,9 @@ class Stages(Protocol):
     def flops(self) -> tuple[float, float]:
         """Published FLOPs of a step: causal pairs, all S^2 pairs."""
 
+    def buffers(self) -> float:
+        """Bytes that the exchange of experts' tokens holds on a rank, as far as they are known."""
+
     def notes(self) -> list[str]:
         """A line each."""
 
@@ -95,6 +98,9 @@ class ReferenceStages:
         each = model_flops(s.program, s.workload.phase, s.workload.seq, s.workload.context)
         batch = s.plan.global_batch
         return each[0] * batch, each[1] * batch
+
+    def buffers(self) -> float:
+        return self.structure.buffers()
 
     def notes(self) -> list[str]:
         notes = ["stages as sums of layers that were traced one by one"]
@@ -167,6 +173,9 @@ class WholeStages:
         each = model_flops(self.program, self.work.phase, self.work.seq, self.work.context)
         batch = self.plan.global_batch
         return each[0] * batch, each[1] * batch
+
+    def buffers(self) -> float:
+        return 0.0  # NCCL's, which has no published size
 
     def notes(self) -> list[str]:
         notes = []

@@ -206,8 +206,8 @@ def predict_serving(
     def stages_with(plan: Plan, load: RankLoad, context: int = context) -> Stages:
         return stages_for(program, plan, network, phase, assume, seq, context, load)
 
-    def fullest(blocks: list[Block]) -> GpuMemory:
-        return max(memories(blocks, assume, cluster), key=lambda m: m.total)
+    def fullest(stages: Stages) -> GpuMemory:
+        return max(memories(stages, assume, cluster), key=lambda m: m.total)
 
     if reasons := stages_with(plan, EVEN_LOAD).illegal(plan):
         raise UserError(f"plan {plan}: {'; '.join(reasons)}")
@@ -220,7 +220,7 @@ def predict_serving(
         even = stages_with(plan, EVEN_LOAD).blocks()
         imbalance = seconds - sum(span(b, assume, phase)[0] for b in even)
     hop = _hops(blocks, plan, network)
-    memory = fullest(blocks)
+    memory = fullest(stages)
     host = sum(s[3] for s in spans)
     step = ServingStep(
         program.name, phase, plan, cluster, batch, seq, context,
@@ -244,10 +244,10 @@ def predict_serving(
     unit = plan.tp if plan.cuts_tokens and tokens // plan.cp % plan.tp else 1
 
     def of_batch(number: int) -> GpuMemory:
-        return fullest(stages_with(replace(plan, micro_batch=number * unit), load).blocks())
+        return fullest(stages_with(replace(plan, micro_batch=number * unit), load))
 
     def of_context(number: int) -> GpuMemory:  # of 1 there is no cache to look at
-        return fullest(stages_with(plan, load, max(number, 2)).blocks())
+        return fullest(stages_with(plan, load, max(number, 2)))
 
     longest = largest(of_context, most=_LONGEST) if phase == DECODE else None
     batch = largest(of_batch, most=1 << 16) * unit * assume.micro_batches
@@ -323,15 +323,15 @@ def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:
     return sum(float(network.send(b.passes.hop, group).seconds) for b in blocks[:-1])
 
 
-def memories(blocks: list[Block], assume: Serving, cluster: Cluster) -> list[GpuMemory]:
+def memories(stages: Stages, assume: Serving, cluster: Cluster) -> list[GpuMemory]:
     """By stage; caches stand under activations."""
-    capacity = float(cluster.chip.memory_given)
+    capacity, buffers = float(cluster.chip.memory_given), stages.buffers()
     return [
         GpuMemory(
             b.weights, 0.0, 0.0, b.kv * assume.micro_batches, b.working * assume.micro_batches,
-            assume.headroom.buffers, assume.headroom.reserve * capacity, capacity,
+            max(assume.headroom.reserve * capacity, buffers), capacity, buffers,
         )
-        for b in blocks
+        for b in stages.blocks()
     ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..collector import without_collector
 from ..cost import Ledger
 from ..errors import UserError
+from ..parallel.exchange_buffers import low_latency_buffers, normal_buffers
+from ..parallel.expert_exchange import NORMAL
 from ..parallel.expert_traffic import Routing
 from ..parallel.groups import Group, strided
 from ..parallel.memory import Moving, moving_of
@@ -142,6 +144,18 @@ class Structure:
             groups.setdefault(kinds, []).append(stage)
         for stages in groups.values():
             yield self.stage(stages[0]), stages
+
+    def buffers(self) -> float:
+        """Bytes that DeepEP's kernels hold on a rank."""
+        config, plan = self.program.config, self.plan
+        if plan.ep == 1 or self.exchange == "nccl":
+            return 0.0
+        if self.exchange == NORMAL:
+            cluster = self.network.cluster
+            return normal_buffers(config.hidden_size, dict(self._groups())["ep"], cluster.comm_sms)
+        tokens = self.workload.tokens // (plan.cp * (1 if plan.attention_dp else plan.tp))
+        placed = config.n_routed_experts + plan.redundant_experts
+        return low_latency_buffers(config.hidden_size, max(tokens, 1), placed)
 
     def block(self, kind: str) -> Block:
         """One block, from the cache where its structure has been there."""

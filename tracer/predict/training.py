@@ -172,7 +172,7 @@ def training_memory(
     )  # fmt: skip
     plan, schedule = check(plan, network.cluster, stages, whole=False)
     data = DataRanks(plan, network, schedule.copies, assume)
-    return fullest(schedule, stages.blocks(), data, assume)
+    return fullest(schedule, stages.blocks(), data, assume, stages.buffers())
 
 
 def predict_training(
@@ -213,7 +213,7 @@ def predict_training(
     even = timed
     if detail and load != EVEN_LOAD:
         even = Timed(plan, network, schedule, stages_with(EVEN_LOAD).blocks(), assume)
-    memory = fullest(schedule, blocks, timed.data, assume)
+    memory = fullest(schedule, blocks, timed.data, assume, stages.buffers())
     pipeline = timed.pipeline
     ends = timed.data.ends(schedule, blocks)
     shares = Shares(timed) if detail else None

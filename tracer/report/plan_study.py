@@ -32,7 +32,7 @@ LIMITS = {
 }  # fmt: skip
 MEMORY = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer",
-    "activations": "activations", "working": "working", "buffers": "buffers",
+    "activations": "activations", "working": "working",
 }  # fmt: skip
 
 

@@ -47,8 +47,11 @@ def _head(step: TrainingStep | ServingStep) -> list[str]:
 def _memory(step: TrainingStep | ServingStep) -> tuple[str, str]:
     m = step.memory
     fits = "fits" if m.fits else "does not fit"
+    kept = f"{text.size(m.reserve)} kept free"
+    if m.buffers:
+        kept += f" ({text.size(m.buffers)} of it DeepEP's)"
     return "memory of the fullest GPU", (
-        f"{text.size(m.total)} of {text.size(m.capacity)}, {text.size(m.reserve)} kept free: {fits}"
+        f"{text.size(m.total)} of {text.size(m.capacity)}, {kept}: {fits}"
     )
 
 

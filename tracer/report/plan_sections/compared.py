@@ -118,7 +118,7 @@ def _parts(mine: Mapping[str, float], other: Mapping[str, float]) -> Table | Non
 
 def _memory(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Table | None:
     a, b = mine["memory"], other["memory"]
-    names = [n for n in ("weights", "gradients", "optimizer", "activations", "working", "buffers")
+    names = [n for n in ("weights", "gradients", "optimizer", "activations", "working")
              if a[n] or b[n]]  # fmt: skip
     rows = [
         ("activations and caches" if n == "activations" else n, *_difference(a[n], b[n]))

@@ -13,7 +13,7 @@ from ..text import plural, size
 _COLOURS = {
     **{name: palette.ROLES[name] for name in ("weights", "gradients", "optimizer", "activations",
                                               "kv")},
-    "working": palette.ROLES["temporary"], "buffers": palette.CATEGORIES["embedding"],
+    "working": palette.ROLES["temporary"],
 }  # fmt: skip
 
 
@@ -31,8 +31,8 @@ def section(study: PlanStudy) -> Section | None:
         "Memory feasibility",
         Text(
             f"The fullest GPU holds {size(m.total)} at its worst moment. Of {size(m.capacity)}, "
-            f"{size(m.reserve)} are kept free for the allocator's fragments and the driver: "
-            f"{verdict}." + _serving(study)
+            f"{size(m.reserve)} are kept free for the allocator's fragments, the driver and "
+            f"communication{_buffers(m)}: {verdict}." + _serving(study)
         ),
         _fullest(study),
         _ranks(study) if len(memories) > 1 else None,
@@ -74,6 +74,12 @@ def _ranks(study: PlanStudy) -> Table | None:
             for number, (h, memory) in enumerate(zip(held, study.detail.memories, strict=True))
         ],
     )  # fmt: skip
+
+
+def _buffers(memory: GpuMemory) -> str:
+    if not memory.buffers:
+        return ""
+    return f" ({size(memory.buffers)} of it for the exchange of experts' tokens)"
 
 
 def _fits(memory: GpuMemory) -> str:
