@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--optimizer", default="adamw", metavar="O", help="of training: adamw (default) or none")
     add("--layers", type=int, metavar="N", help="keep only N layers")
     add("--assume", action="append", default=[], metavar="NAME=VALUE",
-        help="counting: weight_residency, activation_fusion, causal, routing; seconds: model "
+        help="counting: weight_residency, activation_fusion, causal, routing, kv; seconds: model "
         "(kernels|roofline), launch, matmul_efficiency, memory_efficiency, fp32_matmul, host, "
         "clock, reserved_sms, attention (best|portable); printed when used")  # fmt: skip
     add(
@@ -201,7 +201,7 @@ def answer(options: argparse.Namespace, command: str) -> Study:
         if first == "prefill" and 2 * small.seq <= min(TOKENS, program.longest or TOKENS):
             twice = record(program, Workload(first, 1, 2 * small.seq, context, "none"), fold=fold)
             longer = (twice, 2 * tokens)
-        inventory = take_inventory(trace, tokens, longer)
+        inventory = take_inventory(trace, tokens, longer, conventions)
         steps, notes = [], list[str]()
         for phase in phases:
             workload = Workload(phase, options.batch, seq, context, options.optimizer)

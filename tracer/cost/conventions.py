@@ -9,6 +9,8 @@ from ..errors import UserError
 
 CAUSAL = ("pairs", "full")
 ROUTING = ("uniform", "all", "same")
+TRACED, FP8 = "traced", "fp8"
+KV = (TRACED, FP8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +25,17 @@ class Conventions:
             touched weight once, which only a cache across steps can do.
         activation_fusion: bytes of activations and temporaries are multiplied by this, for fusion
             beyond what the trace's dataflow shows; 1 takes the dataflow as it is.
+        kv: "traced" leaves KV caches in their type, "fp8" holds them in FP8, see `caches`.
     """
 
     causal: str = "pairs"
     routing: str = "uniform"
     weight_residency: float = 1.0
     activation_fusion: float = 1.0
+    kv: str = TRACED
 
     def __post_init__(self) -> None:
-        for name, allowed in (("causal", CAUSAL), ("routing", ROUTING)):
+        for name, allowed in (("causal", CAUSAL), ("routing", ROUTING), ("kv", KV)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}={getattr(self, name)!r}: choose one of {list(allowed)}")
         for name in ("weight_residency", "activation_fusion"):
@@ -59,6 +63,8 @@ class Conventions:
                 f"activation bytes times activation_fusion={self.activation_fusion:g}"
                 " - an assumption on top of the fusion that the dataflow shows"
             )
+        if self.kv == FP8:
+            lines.append("KV caches in FP8 with an FP32 scale for 128 elements (kv=fp8)")
         return lines
 
     @classmethod

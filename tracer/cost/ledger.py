@@ -7,15 +7,17 @@ execution, and a trace read from a file is priced without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 from ..algebra import sample
 from ..capture.records import Op, Trace
 from ..errors import UserError
 from . import formulas
-from .conventions import Conventions
+from .caches import fp8_caches
+from .conventions import FP8, Conventions
 from .dataflow import Dataflow
 from .formulas.pointwise import lookup
 from .fusion import FUSIBLE, Node, fuse
@@ -162,7 +164,12 @@ def price(
     else:
         groups = [[index] for index, node in enumerate(nodes) if node is not None]
         moved = [node.traffic if node is not None else Traffic((), ()) for node in nodes]
-    kernels = tuple(_kernel(trace, members, works, moved, roles, conventions) for members in groups)
+    shares: Mapping[int, Fraction] = {}
+    if conventions.kv == FP8:
+        trace, shares = fp8_caches(trace, moved, execution == EFFICIENT)
+    kernels = tuple(
+        _kernel(trace, members, works, moved, roles, conventions, shares) for members in groups
+    )
     materialised = frozenset(m.storage for op in moved for m in (*op.writes, *op.reads))
     return Ledger(trace, conventions, execution, kernels, materialised)
 
@@ -218,11 +225,12 @@ def _kernel(
     moved: list[Traffic],
     roles: list[str],
     conventions: Conventions,
+    shares: Mapping[int, Fraction],
 ) -> Kernel:
     parts = []
     for index in members:
         op = trace.ops[index]
-        cost = _cost(op, works[index], moved[index], roles, conventions) * op.times
+        cost = _cost(op, works[index], moved[index], roles, conventions, shares) * op.times
         parts.append(Part(index, trace.module_of(op), works[index].confidence, cost))
     first = trace.ops[members[0]]
     packets = list(dict.fromkeys(trace.ops[i].overload_packet.split(".", 1)[-1] for i in members))
@@ -237,7 +245,10 @@ def _kernel(
     )
 
 
-def _cost(op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Conventions) -> Cost:
+def _cost(
+    op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Conventions,
+    shares: Mapping[int, Fraction],
+) -> Cost:  # fmt: skip
     if work.kind == COLLECTIVE:
         return Cost(messages={work.group: work.message})
     precision = work.precision
@@ -254,7 +265,8 @@ def _cost(op: Op, work: Work, moved: Traffic, roles: list[str], conventions: Con
     for side, items in ((read, moved.reads), (write, moved.writes)):
         for storage, nbytes, _ in items:
             role = roles[storage]
-            side[role] = side.get(role, 0) + _assumed(nbytes, role, conventions)
+            counted = round(nbytes * shares[storage]) if storage in shares else nbytes
+            side[role] = side.get(role, 0) + _assumed(counted, role, conventions)
     return Cost(flops, work.vector, recompute, read, write)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..capture.records import FORWARD, Op, Parameter, TensorRef, Trace
-from ..cost import NAIVE, price
+from ..cost import NAIVE, Conventions, price
 from ..cost.dataflow import Dataflow
 
 
@@ -27,25 +27,31 @@ class Inventory:
     kv_bytes_per_token: int
 
 
-def take_inventory(trace: Trace, tokens: int, longer: tuple[Trace, int] | None = None) -> Inventory:
+def take_inventory(
+    trace: Trace,
+    tokens: int,
+    longer: tuple[Trace, int] | None = None,
+    conventions: Conventions | None = None,
+) -> Inventory:
     """The inventory of the model behind a prefill trace of `tokens` tokens.
 
     `longer` is a second trace with more tokens. What both write alike (the state of a recurrence)
-    does not grow with a token and is no part of `kv_bytes_per_token`.
+    does not grow with a token and is no part of `kv_bytes_per_token`, which `conventions` may hold
+    in another type.
     """
     parameters = [p for p in trace.parameters if not p.buffer]
+
+    def written(trace: Trace) -> int:
+        return price(trace, conventions, execution=NAIVE).total().write.get("kv", 0)
+
     return Inventory(
         sum(p.numel for p in parameters),
         _active(trace),
         sum(p.nbytes for p in trace.parameters),
-        _kv_written(trace) // tokens
+        written(trace) // tokens
         if longer is None
-        else (_kv_written(longer[0]) - _kv_written(trace)) // (longer[1] - tokens),
+        else (written(longer[0]) - written(trace)) // (longer[1] - tokens),
     )
-
-
-def _kv_written(trace: Trace) -> int:
-    return price(trace, execution=NAIVE).total().write.get("kv", 0)
 
 
 def _active(trace: Trace) -> int:

@@ -84,7 +84,7 @@ def _smaller_cache(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = _reading(p, "kv")
     if p.phase != "training":
         yield _saving(
-            p, "kv", "Keep the KV cache in a format of half the size.",
+            p, "kv", "Keep the KV cache in a format of half the size (--assume kv=fp8 prices one).",
             f"{waits / p.step:.0%} of the step waits for {si(p.bytes.get('kv', 0))}B of cache",
             waits / 2,
         )  # fmt: skip

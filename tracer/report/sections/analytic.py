@@ -125,6 +125,7 @@ _ASSUMPTIONS = {
     "routing": "which experts tokens hit: drawn evenly, all of them, or the same for every token",
     "weight_residency": "divides the bytes of weights; 1 reads every touched weight once a kernel",
     "activation_fusion": "multiplies the bytes of activations; 1 is what the dataflow shows",
+    "kv": "the type of KV caches: as traced, or FP8 with scales",
     "model": "of seconds: measured kernels by family, or a roofline",
     "launch": "s between two kernels",
     "matmul_efficiency": "share of the matrix peak that is there, on top of what kernels reach",
@@ -148,6 +149,8 @@ def _idle(study: Study) -> set[str]:
     )
     if not any(routing(study)):
         idle.add("routing")
+    if not any(step.memory.kv for step in study.steps):
+        idle.add("kv")
     return idle if masks(study) else idle | {"causal"}
 
 
