@@ -130,11 +130,12 @@ def test_advice_names_what_fits_or_the_best_that_does_not():
 def test_the_fewest_gpus_have_room_for_the_states_alone():
     count = sum(p.numel() for p in small().module("training", "meta").parameters())
     plan = Plan(dp=8, ep=8, zero=1, micro_batches=2)
-    memory = predict_training(small(), plan, H100, seq=64, assume=ASSUME).memory
+    assume = replace(ASSUME, exchange="nccl")  # DeepEP's buffers are made for more than 75 MB
+    memory = predict_training(small(), plan, H100, seq=64, assume=assume).memory
     room = 0.9 * 75e6  # the default keeps a tenth free
-    assert fewest(small(), plan, memory, ASSUME) == (16 * count, -(-16 * count // room))
+    assert fewest(small(), plan, memory, assume) == (16 * count, -(-16 * count // room))
     bf16 = replace(plan, moments="bf16")  # 2 + 4 + 4 + 2 * 2 bytes
-    assert fewest(small(), bf16, memory, replace(ASSUME, gradients="fp32")) == (
+    assert fewest(small(), bf16, memory, replace(assume, gradients="fp32")) == (
         14 * count,
         -(-14 * count // room),
     )

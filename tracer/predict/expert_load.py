@@ -148,6 +148,8 @@ def rank_load(
         UserError: a placement that does not go with the plan, counts of other experts, a law for
             a model without.
     """
+    if plan.ep == 1 and choice.plain:
+        return EVEN_LOAD
     router = router_of(program)
     if router is None and not choice.plain:
         raise UserError(
