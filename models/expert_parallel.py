@@ -94,16 +94,16 @@ class _Travelling:
         way = ways(routing, self.logical + self.redundant, self.group)
         x, offs = self._travel(x_TD, routing, way), way.local.offs
         h_MF = F.silu(self._mm(x, "gate_proj", offs)) * self._mm(x, "up_proj", offs)
-        y_MD = self._mm(self._prepare(h_MF), "down_proj", offs)
-        return combine(self._return(collect(y_MD, way.local), way), weight_Tk, routing)
+        return combine(self._finish(self._prepare(h_MF), way), weight_Tk, routing)
 
     def _travel(self, x_TD, routing, way):
         x_ND = dispatch(x_TD, routing)
         x_MD = exchange(x_ND, way.receive, way.send, way.group)
         return self._prepare(dispatch(x_MD, way.local))
 
-    def _return(self, y_MD, way):
-        return exchange(y_MD, way.send, way.receive, way.group)
+    def _finish(self, h, way):
+        y_MD = self._mm(h, "down_proj", way.local.offs)
+        return exchange(collect(y_MD, way.local), way.send, way.receive, way.group)
 
 
 class TravellingExperts(_Travelling, Experts):
@@ -114,11 +114,7 @@ class TravellingFp8Experts(_Travelling, Fp8Experts):
     """FP8 weights, as served: FP8 out, BF16 back."""
 
     def _travel(self, x_TD, routing, way):
-        values_MD, scales_MB = _send_fp8(x_TD, routing.order // routing.top_k, way)
-        order = way.local.order
-        return fp8.Quantized(
-            None, values_MD.index_select(0, order), scales_MB.index_select(0, order)
-        )
+        return fp8.Quantized(None, *_send_fp8(x_TD, routing.order // routing.top_k, way))
 
 
 class TravellingFp8TrainingExperts(_Travelling, Fp8TrainingExperts):
@@ -127,8 +123,8 @@ class TravellingFp8TrainingExperts(_Travelling, Fp8TrainingExperts):
     def _travel(self, x_TD, routing, way):
         return fp8.Quantized(*_Dispatch.apply(x_TD, routing, way))
 
-    def _return(self, y_MD, way):
-        return _Return.apply(y_MD, way)
+    def _finish(self, h, way):
+        return _Finish.apply(*h, self.down_proj, way)
 
 
 def travelling(precision: Precision) -> type[_Travelling]:
@@ -139,11 +135,16 @@ def travelling(precision: Precision) -> type[_Travelling]:
 
 
 def _send_fp8(x_TD, row_N, way):
-    """Quantise x once, send its rows `row_N` and their scales, in the order in which they come."""
+    """Quantise x once, and send its rows `row_N`; see `_exchange_fp8`."""
     values_TD, scales_TB = fp8.quantize_rows(x_TD)
+    return _exchange_fp8(values_TD.index_select(0, row_N), scales_TB.index_select(0, row_N), way)
+
+
+def _exchange_fp8(values_ND, scales_NB, way):
+    """Rows of experts elsewhere with their scales for rows of the experts here, sorted by these."""
     splits = (way.receive, way.send, way.group)
-    values_MD = raw_exchange(values_TD.index_select(0, row_N), *splits)
-    return values_MD, raw_exchange(scales_TB.index_select(0, row_N), *splits)
+    values_MD, scales_MB = raw_exchange(values_ND, *splits), raw_exchange(scales_NB, *splits)
+    return values_MD.index_select(0, way.local.order), scales_MB.index_select(0, way.local.order)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -155,11 +156,10 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD, routing, way):
         values_MD, scales_MB = _send_fp8(x_TD, routing.order // routing.top_k, way)
-        values_MD = values_MD.index_select(0, way.local.order)
-        scales_MB = scales_MB.index_select(0, way.local.order)
         ctx.save_for_backward(routing.inverse, way.local.inverse)
         ctx.top_k, ctx.back = routing.top_k, (way.send, way.receive, way.group)
         ctx.mark_non_differentiable(values_MD, scales_MB)
+        ctx.set_materialize_grads(False)  # no zeros for the two
         handle_MD = x_TD.new_empty(1).expand(values_MD.shape)
         return handle_MD, values_MD, scales_MB
 
@@ -171,16 +171,28 @@ class _Dispatch(torch.autograd.Function):
         return grad_TkD.sum(dim=1), None, None
 
 
-class _Return(torch.autograd.Function):
-    """Results back in BF16; their gradients out in FP8 (section 3.3.3)."""
+class _Finish(torch.autograd.Function):
+    """h E4M3 [M, F] through the down-projection, results [N, D] back in BF16.
+
+    Gradients of results go out in FP8 and are used as they come (section 3.3.3: "a similar
+    strategy is applied to the activation gradient before MoE down-projections"): the input
+    gradient's product reads them, and for the weight gradient they are rounded again by columns.
+    """
 
     @staticmethod
-    def forward(ctx, y_MD, way):
-        ctx.out = (way.receive, way.send, way.group)
+    def forward(ctx, h_MF, h_fp8, h_scale, w_EDF, way):
+        w_fp8, w_scale = fp8.quantize_blocks(w_EDF)
+        ctx.save_for_backward(h_fp8, h_scale, w_fp8, w_scale)
+        ctx.way = way
+        y_MD = fp8.grouped_mm(h_fp8, h_scale, w_fp8, w_scale, way.local.offs)
+        y_MD = y_MD.index_select(0, way.local.inverse)
         return raw_exchange(y_MD, way.send, way.receive, way.group)
 
     @staticmethod
     def backward(ctx, grad_ND):
-        values_ND, scales_NB = fp8.quantize_rows(grad_ND)
-        values_MD, scales_MB = raw_exchange(values_ND, *ctx.out), raw_exchange(scales_NB, *ctx.out)
-        return fp8.dequantize(values_MD, scales_MB).to(grad_ND.dtype), None
+        h_fp8, h_scale, w_fp8, w_scale = ctx.saved_tensors
+        offs = ctx.way.local.offs
+        rows = _exchange_fp8(*fp8.quantize_rows(grad_ND), ctx.way)
+        dh_MF = fp8.grouped_input_gradient(*rows, w_fp8, w_scale, offs)
+        dw_EDF = fp8.grouped_weight_gradient(fp8.dequantize(*rows), h_fp8, h_scale, offs)
+        return dh_MF, None, None, dw_EDF, None

@@ -9,7 +9,14 @@ scheme, formats and sum; `scaler` loss scaling; `error` what rounding costs, in 
 from .accumulate import hopper_sum
 from .error import Error, error_of, fixed_point_error, norm_error, rounding_error, zero_below
 from .layer import MasterLinear, Recipe
-from .reference import GroupedLinearFn, LinearFn, grouped_mm, grouped_wgrad
+from .reference import (
+    GroupedLinearFn,
+    LinearFn,
+    grouped_input_gradient,
+    grouped_mm,
+    grouped_weight_gradient,
+    grouped_wgrad,
+)
 from .scaler import LossScaler
 from .scaling import Fp8Error, Scaled, product, quantize
 from .tiles import (
@@ -45,7 +52,9 @@ __all__ = [
     "dequantize",
     "error_of",
     "fixed_point_error",
+    "grouped_input_gradient",
     "grouped_mm",
+    "grouped_weight_gradient",
     "grouped_wgrad",
     "hopper_sum",
     "mm",

@@ -106,9 +106,19 @@ class GroupedLinearFn(torch.autograd.Function):
         x_fp8, x_scale, w_fp8, w_scale, offs = ctx.saved_tensors
         dx_MK = dw_ENK = None
         if ctx.needs_input_grad[0]:
-            w_EKN = w_fp8.transpose(-2, -1).contiguous()
-            dx_MK = grouped_mm(*quantize_rows(dy_MN), w_EKN, w_scale.transpose(-2, -1), offs)
+            dx_MK = grouped_input_gradient(*quantize_rows(dy_MN), w_fp8, w_scale, offs)
         if ctx.needs_input_grad[3]:
-            x_MK = dequantize(x_fp8, x_scale)
-            dw_ENK = grouped_wgrad(*quantize_columns(dy_MN), *quantize_columns(x_MK), offs)
+            dw_ENK = grouped_weight_gradient(dy_MN, x_fp8, x_scale, offs)
         return dx_MK, None, None, dw_ENK, None
+
+
+def grouped_input_gradient(dy_fp8, dy_scale, w_fp8, w_scale, offs):
+    """dx [M, K] from the gradient's E4M3 rows [M, N] and the weights [E, N, K] of the forward."""
+    w_EKN = w_fp8.transpose(-2, -1).contiguous()
+    return grouped_mm(dy_fp8, dy_scale, w_EKN, w_scale.transpose(-2, -1), offs)
+
+
+def grouped_weight_gradient(dy_MN, x_fp8, x_scale, offs):
+    """dw [E, N, K] from the gradient's rows and the activation that the forward kept in E4M3."""
+    x_MK = dequantize(x_fp8, x_scale)
+    return grouped_wgrad(*quantize_columns(dy_MN), *quantize_columns(x_MK), offs)
