@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--attention-dp", action="store_true", help="TP ranks have sequences of their own")
     add("--weights", metavar="fp8", help="serve a transformers model with FP8 linears")
     add("--overlap", action="store_true", help="serving: two micro-batches that hide messages")
-    add("--engine", default="fused", metavar="E", help="serving: an engine's kernels, or traced")
+    add("--engine", default="fused", metavar="E", help="an engine's kernels (default), or traced")
     add(
         "--routing",
         default="uniform",
@@ -103,7 +103,7 @@ _TRAINING = (
     "zero", "schedule", "microbatches", "global_batch", "micro_batch", "chunks", "recompute",
     "moments", "gradients", "kept", "capacity",
 )  # fmt: skip
-_SERVING = ("batch", "weights", "overlap", "engine")
+_SERVING = ("batch", "weights", "overlap")
 _SEARCH = ("csv", "top")
 _NO_SEARCH = ("dp", "microbatches", "chunks", "redundant", "attention_dp", "compare", "strict")
 

@@ -97,6 +97,7 @@ def assumptions(options: argparse.Namespace) -> Assumptions:
         gradients=options.gradients,
         kept=options.kept,
         capacity=options.capacity,
+        engine=options.engine,
     )
 
 

@@ -113,12 +113,12 @@ class GroupedLinearFn(torch.autograd.Function):
 
 
 def grouped_input_gradient(dy_fp8, dy_scale, w_fp8, w_scale, offs):
-    """dx [M, K] from the gradient's E4M3 rows [M, N] and the weights [E, N, K] of the forward."""
+    """[M, K] from the gradient's rows, E4M3 [M, N], and the weights of the forward."""
     w_EKN = w_fp8.transpose(-2, -1).contiguous()
     return grouped_mm(dy_fp8, dy_scale, w_EKN, w_scale.transpose(-2, -1), offs)
 
 
 def grouped_weight_gradient(dy_MN, x_fp8, x_scale, offs):
-    """dw [E, N, K] from the gradient's rows and the activation that the forward kept in E4M3."""
+    """[E, N, K] from the gradient's rows [M, N] and the activation that the forward kept."""
     x_MK = dequantize(x_fp8, x_scale)
     return grouped_wgrad(*quantize_columns(dy_MN), *quantize_columns(x_MK), offs)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from tracer.hardware import Chip
 
 from ..errors import UserError
 from ..parallel.memory import Headroom
+from ..parallel.plan import Plan
 from .expert_load import ExpertChoice
+from .program import is_reference
 from .structure import Kernels
+
+if TYPE_CHECKING:
+    from ..capture.program import Program
 
 BOTH = ("dualpipe", "dualpipev")  # schedules with slots in which F and B overlap
 
@@ -63,6 +69,8 @@ class Assumptions:
             (`Chip.memory_given`: 84.9e9 on an "80 GB" H100).
         kept: activations for the backward: "trace", as the traced program has them, or "fp8", as
             DeepSeek-V3 was trained (see `kept`).
+        engine: "fused", a reference model's kernels around an exchange are those of DeepEP's users
+            (`Kernels.exchanged`), or "traced".
     """
 
     kernels: Kernels = field(default_factory=Kernels)
@@ -73,6 +81,7 @@ class Assumptions:
     gradients: str = "parameter"
     kept: str = "trace"
     capacity: float | None = None
+    engine: str = "fused"
 
     @property
     def gradient_bytes(self) -> float:
@@ -90,3 +99,13 @@ class Assumptions:
             raise UserError(f"kept={self.kept!r}: choose trace or fp8")
         if self.exchange not in ("normal", "nccl"):
             raise UserError(f"exchange={self.exchange!r}: choose normal or nccl")
+        if self.engine not in ("fused", "traced"):
+            raise UserError(f"engine={self.engine!r}: choose fused or traced")
+
+
+def trained(assume: Assumptions, program: Program, plan: Plan) -> Assumptions:
+    """With the kernels that its engine runs. Transformers sends rows: there all of them stay."""
+    fused = assume.engine == "fused" and assume.exchange == "normal"
+    if not fused or plan.ep == 1 or not is_reference(program):
+        return assume
+    return replace(assume, kernels=replace(assume.kernels, exchanged=True))

@@ -14,7 +14,7 @@ from ..capture.records import BACKWARD, FORWARD
 from ..parallel.groups import strided
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
-from .assumptions import Assumptions
+from .assumptions import Assumptions, trained
 from .gpu_memory import GpuMemory, by_rank
 from .messages import (
     BETWEEN,
@@ -94,6 +94,7 @@ class Detail:
 def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -> Detail:
     """Of a step that `predict_training` priced, with its `assume` and the whole schedule."""
     plan, network = step.plan, network_of(step.cluster)
+    assume = trained(assume, program, plan)
     stages = stages_of(
         program, plan, network, assume.kernels, phase="training", seq=step.seq,
         exchange=assume.exchange, load=step.load, kept=assume.kept,

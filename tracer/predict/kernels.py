@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..capture.records import Trace
 from ..cost import Conventions, Ledger, price
+from ..cost.exchanged import in_tokens
 from ..cost.joined import joined as joined_products
 from ..cost.onepass import one_pass
 from ..cost.routed import served
@@ -24,12 +25,15 @@ class Kernels:
         conventions: how FLOPs and bytes are counted.
         served: as serving engines run a forward, around an exchange of experts ("normal",
             "low_latency", "nccl"): see `cost.joined` and `cost.routed`. None: as traced.
+        exchanged: rows around an exchange of experts are left to DeepEP's normal kernels, in all
+            passes: see `cost.exchanged`.
     """
 
     timing: Timing = field(default_factory=lambda: Timing(rows="vector"))
     casts: str = "one_pass"
     conventions: Conventions = field(default_factory=Conventions)
     served: str | None = None
+    exchanged: bool = False
 
     def __post_init__(self) -> None:
         if self.casts not in ("one_pass", "traced"):
@@ -41,7 +45,7 @@ class Kernels:
         ledger = one_pass(ledger) if self.casts == "one_pass" else ledger
         if self.served is not None:
             ledger = served(joined_products(ledger), self.served)
-        return ledger
+        return in_tokens(ledger) if self.exchanged else ledger
 
     def notes(self) -> list[str]:
         """A line each."""
@@ -52,7 +56,8 @@ class Kernels:
             lines.append(
                 "products of one tensor are one, a router behind its product is one kernel"
             )
-        if self.served in ("normal", "low_latency"):
-            how = "gathers and sums" if self.served == "normal" else "rounds, sorts and sums"
-            lines.append(f"DeepEP's {self.served.replace('_', '-')} kernels {how} rows themselves")
+        if self.served == "low_latency":
+            lines.append("DeepEP's low-latency kernels round, sort and sum rows themselves")
+        if self.served == "normal" or self.exchanged:
+            lines.append("DeepEP's normal kernels gather and sum rows themselves")
         return lines

@@ -65,11 +65,16 @@ def stages_of(
     return WholeStages(program, work, plan, network, kernels, weights, load)
 
 
-def supported(program: Program, plan: Plan) -> Plan:
-    """`plan` without sequence parallelism where no plan of the model's has it (transformers)."""
+def is_reference(program: Program) -> bool:
+    """Whether it is one of the project's own models, which has all of DeepSeek's cuts."""
     from ..capture.reference import ReferenceProgram
 
-    return plan if isinstance(program, ReferenceProgram) else replace(plan, sequence_parallel=False)
+    return isinstance(program, ReferenceProgram)
+
+
+def supported(program: Program, plan: Plan) -> Plan:
+    """`plan` without sequence parallelism where no plan of the model's has it (transformers)."""
+    return plan if is_reference(program) else replace(plan, sequence_parallel=False)
 
 
 class ReferenceStages:

@@ -29,7 +29,7 @@ from .gpu_memory import GpuMemory
 from .links import EVEN_LOAD, RankLoad
 from .passes import COMPUTE, Chain
 from .pipeline import two_streams
-from .program import Stages, stages_of
+from .program import Stages, is_reference, stages_of
 from .structure import Block, Kernels
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def served(assume: Serving, program: Program, phase: str) -> Serving:
     """With the exchange and the kernels that the phase runs."""
     exchange = assume.exchange or ("low_latency" if phase == DECODE else "normal")
     kernels = assume.kernels
-    if assume.engine == "fused" and _is_reference(program):
+    if assume.engine == "fused" and is_reference(program):
         kernels = replace(kernels, served=exchange)
     return replace(assume, kernels=kernels, exchange=exchange)
 
@@ -272,12 +272,6 @@ def stages_for(
         program, plan, network, assume.kernels, phase=phase, seq=seq, context=context,
         exchange=assume.exchange or "normal", load=load, weights=assume.weights,
     )  # fmt: skip
-
-
-def _is_reference(program: Program) -> bool:
-    from ..capture.reference import ReferenceProgram
-
-    return isinstance(program, ReferenceProgram)
 
 
 def _streams(assume: Serving, phase: str) -> str:

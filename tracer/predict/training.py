@@ -28,7 +28,7 @@ from ..parallel.schedules import (
     shortest,
     simulate,
 )
-from .assumptions import Assumptions, Overlap
+from .assumptions import Assumptions, Overlap, trained
 from .data_ranks import DataRanks
 from .expert_load import rank_load
 from .gpu_memory import GpuMemory, fullest
@@ -164,7 +164,7 @@ def training_memory(
     assume: Assumptions | None = None,
 ) -> GpuMemory:  # fmt: skip
     """Bytes of the fullest GPU of a plan; no seconds. Arguments and errors: `predict_training`."""
-    assume = assume or Assumptions()
+    assume = trained(assume or Assumptions(), program, plan)
     network = network_of(cluster)
     stages = stages_of(
         program, plan, network, assume.kernels, phase="training", seq=seq,
@@ -195,7 +195,7 @@ def predict_training(
         UserError: a plan that cannot run, with all reasons in one line. A plan that runs but does
             not fit is no error: see `TrainingStep.reason`.
     """
-    assume = assume or Assumptions()
+    assume = trained(assume or Assumptions(), program, plan)
     network = network_of(cluster)
     cluster = network.cluster
 
