@@ -34,6 +34,15 @@ from plan_scores.training import (
     llama_training_rows,
 )
 
+from tracer.predict.training import TrainingStep
+
+
+def slots_of(step: TrainingStep) -> str:
+    """What runs alone, what overlaps and the step, in seconds."""
+    names = (("1F", "F"), ("1B", "I"), ("1W", "W"), ("F&B", "F&B"))
+    slots = [f"{name} {step.slots[key]:.2f}" for name, key in names]
+    return f"{', '.join(slots)}, the step {step.seconds:.2f} s"
+
 
 def page(data: Path | None) -> str:
     """docs/plans.md."""
@@ -51,7 +60,9 @@ def page(data: Path | None) -> str:
         "deepseek_whole_error": f"{whole / 1.99 - 1:+.0%}",
         "deepseek_whole": f"{whole:.2f}",
         "deepseek_short": f"{1.99 + 0.48 - whole - split:.1f}",
-        "deepseek_long": f"{step.slots['F&B'] - 13.95:.1f}",
+        "deepseek_both": f"{step.slots['F&B'] / 13.95 - 1:+.1%}",
+        "deepseek_plain": slots_of(deepseek_training(engine="traced")),
+        "deepseek_lean": slots_of(step),
         "deepseek_split_error": f"{split / 0.48 - 1:+.0%}",
         "deepseek_split": f"{split:.2f}",
         "prefill_busy": f"{profile.predicted:.1f}",

@@ -33,7 +33,8 @@ def test_deepseek_v3_on_2048_h800():
     for name, row in rows.items():
         if name not in ("1B (input gradient)", "1B and 1W"):  # short; see docs/plans.md
             assert abs(row.error) <= row.within, row
-    assert abs(rows["1B (input gradient)"].error) < 0.25
+    # What runs alone is short by more since DeepEP's share of the work is not counted twice.
+    assert -0.35 < rows["1B (input gradient)"].error < -0.2
     assert rows["1B and 1W"].published == pytest.approx(1.99 + 0.48)
     # 249.81 GFLOP a token without the routers of 58 layers (table 2 prints 250), which are here.
     routers = 3 * 2 * 58 * 256 * 7168
