@@ -50,6 +50,15 @@ def test_a_plan_is_priced_into_a_table_and_files(run, tmp_path):
     assert sum(e["ph"] == "X" for e in events) == 2 * 2 * 8  # ranks x (F, B) x micro-batches
 
 
+def test_a_training_plan_runs_an_engines_kernels_or_those_of_the_program(run):
+    options = ("--gpus", "8", "--ep", "8", "--microbatches", "2", "--json")
+    steps = [
+        json.loads(run(*options, *more)[1])["plan"]["step_s"]
+        for more in ((), ("--engine", "fused"), ("--engine", "traced"))
+    ]
+    assert steps[0] == steps[1] < steps[2]
+
+
 def test_a_plan_that_does_not_fit_says_what_would_and_shows_no_throughput(run):
     # 1 GB with 0.99999 of it kept free leaves 10 kB.
     options = ("--gpus", "2", "--microbatches", "2", "--capacity", "1e9", "--reserve")
@@ -209,6 +218,7 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--placement", "anywhere"), "placement='anywhere': choose contiguous"),
         (("--placement", "balanced", "--imbalance", "2"), "give it, or these"),
         (("--phase", "decode", "--engine", "vllm"), "engine='vllm': choose fused or traced"),
+        (("--engine", "megatron"), "engine='megatron': choose fused or traced"),
         (("--assume", "load=hot"), "load='hot': choose 'kernel' or 'sustained'"),
         (("--dp", "0"), "--dp 0"),
         (("--capacity", "80"), "--capacity 80: give bytes of a GPU, 80e9"),
