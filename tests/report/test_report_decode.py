@@ -41,8 +41,8 @@ def test_the_crossing_by_hand():
     step = step_at("llama", 2)
     one = batching(step)
     kind = type(one)
-    made = kind(flops=500.0, moved=1.0, weights=1e6, ridge=200.0, precision="bf16",
-                attention=None, cache=0.0, held_weights=1e6)  # fmt: skip
+    made = kind(flops=500.0, moved=1.0, weights=1e6, ridge=200.0, cache=0.0,
+                held_weights=1e6)  # fmt: skip
     # B f / (W + B a) = ridge  <=>  B = 200 x 1e6 / (500 - 200)
     assert made.crossing == pytest.approx(200e6 / 300)
     batch = made.crossing

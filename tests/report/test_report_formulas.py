@@ -10,10 +10,11 @@ from report_studies import formulas, study
 from tracer.algebra import Guard, Scope, ceil_div, distinct, most
 from tracer.hardware import load_chip
 from tracer.report.arithmetic import condition, written
+from tracer.report.blocks import Text, blocks_of
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
 from tracer.report.findings import conclusions
-from tracer.report.records import Elasticity, Grid, GridPoint, Sensitivity
+from tracer.report.records import ContextLimit, Elasticity, Grid, GridPoint, Sensitivity
 from tracer.report.sections import build
 from tracer.report.sections.sensitivity import _agreement
 
@@ -217,3 +218,32 @@ def test_a_sentence_where_grid_and_slopes_disagree():
         tuple(GridPoint({"k": k, "m": m}, 1 / k, "memory", True) for k in (1, 2) for m in (1, 8)),
     )
     assert "agree" in _agreement(Sensitivity(slopes, (agreeing,))).text
+
+
+@pytest.mark.parametrize(("name", "flops", "moved", "near"), [
+    # A key more, of one layer: 4 heads score 40 latent and rope elements and weigh 32 of them.
+    ("deepseek", 4 * 2 * (40 + 32), 2 * 40, 1e-6),
+    # 4 heads share 2 keys and 2 values; all layers share a mask, a few bytes a key.
+    ("llama", 4 * 2 * (8 + 8), 2 * 2 * (8 + 8), 0.05),
+])  # fmt: skip
+def test_decode_of_a_long_context_tends_to_what_a_key_brings(name, flops, moved, near):
+    """Not to the FLOP/B of the attention kernels at the context of the report."""
+    (limit,) = formulas(name).context_limits
+    assert limit.intensity == pytest.approx(flops / moved, rel=near)
+    chip = load_chip("h200_sxm")  # BF16 throughout, whatever the rest of the step runs in
+    assert limit.ridge == pytest.approx(chip.peak["bf16"] / chip.memory_bandwidth, rel=1e-6)
+    at = {"B": 2, "S": 32, "L": 1e15}
+    grown, bytes_grown = sums(formulas(name).closed_forms, "decode", at)
+    assert limit.intensity == pytest.approx(grown / bytes_grown, rel=1e-6)
+
+
+def test_a_long_context_is_beyond_the_ridge_of_its_own_flops():
+    """MLA of DeepSeek-V3 absorbed: 278,528 FLOPs over 1,152 B a key, 241.8 against 206.1 of BF16,
+    though its FP8 products have a ridge of 412.
+    """
+    limit = ContextLimit("h200_sxm", 278_528 / 1_152, 989.4e12 / 4.8e12)
+    told = replace(study("deepseek"), context_limits=(limit,))
+    text = " ".join(block.text for block in blocks_of(build(told)) if isinstance(block, Text))
+    assert "decode tends to 241.8 FLOP/B" in text
+    assert "beyond the ridge of 206" in text
+    assert "Long contexts stay memory-bound" not in text

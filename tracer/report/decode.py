@@ -11,26 +11,22 @@ from dataclasses import dataclass
 
 from ..cost.conventions import distinct_experts
 from ..cost.dataflow import Dataflow
-from ..cost.work import ATTENTION, GATHER, GROUPED_GEMM
+from ..cost.work import GATHER, GROUPED_GEMM
 from ..predict import Step
-from .facts import main_precision, mixed_ridge
+from .facts import mixed_ridge
 
 
 @dataclass(frozen=True)
 class Batching:
     """FLOPs `f` and bytes `a` of a sequence, bytes of all weights, and what follows.
 
-    `ridge` is that of the step's mix of precisions, `precision` the one of most FLOPs;
-    `attention` is the FLOP/B of the attention kernels alone, None without: what the step tends to
-    as the context grows. `cache` is bytes that a sequence holds.
+    `ridge` is that of the step's mix of precisions; `cache` is bytes that a sequence holds.
     """
 
     flops: float
     moved: float
     weights: float
     ridge: float
-    precision: str
-    attention: float | None
     cache: float
     held_weights: float
 
@@ -52,11 +48,7 @@ def batching(step: Step) -> Batching:
     trace = step.trace
     flow: Dataflow | None = None
     weights = rows = 0.0
-    attention_flops = attention_bytes = 0
     for kernel in step.ledger.kernels:
-        if kernel.kind == ATTENTION:
-            attention_flops += kernel.cost.total_flops
-            attention_bytes += kernel.cost.total_bytes
         for part in kernel.parts:
             read = float(part.cost.bytes_by_role["weights"])
             if read and kernel.kind == GROUPED_GEMM:
@@ -70,14 +62,11 @@ def batching(step: Step) -> Batching:
                 rows += read
             else:
                 weights += read
-    precision = main_precision(step)
     return Batching(
         step.cost.total_flops / batch,
         (step.cost.total_bytes - step.cost.bytes_by_role["weights"] + rows) / batch,
         weights,
         mixed_ridge(step),
-        precision,
-        attention_flops / attention_bytes if attention_flops and attention_bytes else None,
         step.memory.kv / batch,
         step.memory.weights,
     )

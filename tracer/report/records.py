@@ -113,6 +113,14 @@ class DecodeLimit(NamedTuple):
     fits: bool | None
 
 
+class ContextLimit(NamedTuple):
+    """Where decode's FLOP/B goes as the context grows without end, at the batch of the report."""
+
+    chip: str
+    intensity: float  # FLOP/B of memory, all kernels
+    ridge: float  # FLOP/B at which the FLOPs that grow take as long as the bytes
+
+
 class Message(NamedTuple):
     """Collectives of one kind in one phase of one plan, a step, seen from one chip."""
 

@@ -22,6 +22,7 @@ from .closed import closed_forms, closed_range, sublayers
 from .records import (
     ClosedForm,
     ClosedRange,
+    ContextLimit,
     DecodeLimit,
     Elasticity,
     Grid,
@@ -65,6 +66,7 @@ class Studied(NamedTuple):
     sweeps: tuple[Sweep, ...] | None
     sensitivity: Sensitivity | None
     decode_limits: tuple[DecodeLimit, ...] | None
+    context_limits: tuple[ContextLimit, ...] | None
     plans: tuple[PlanRow, ...] | None
     messages: tuple[Message, ...] | None
     remarks: tuple[str, ...]
@@ -79,7 +81,7 @@ def study(program: Program, asked: Asked) -> Studied:
     forms: list[ClosedForm] = []
     ranges: list[ClosedRange] = []
     lines: list[Sublayer] = []
-    answers = _Answers([], [], [], [], [], [])
+    answers = _Answers([], [], [], [], [], [], [])
     for phase in (p for p in PHASES if p in asked.phases):
         found: dict[str, Closed] = {}
         for execution in asked.executions:
@@ -105,7 +107,7 @@ def study(program: Program, asked: Asked) -> Studied:
     return Studied(
         tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
         tuple(answers.sweeps) or None, sensitivity if sensitivity.elasticities else None,
-        tuple(answers.limits) or None, tuple(answers.plans) or None,
+        tuple(answers.limits) or None, tuple(answers.far) or None, tuple(answers.plans) or None,
         tuple(answers.messages) or None, tuple(told),
     )  # fmt: skip
 
@@ -115,6 +117,7 @@ class _Answers(NamedTuple):
     elasticities: list[Elasticity]
     grids: list[Grid]
     limits: list[DecodeLimit]
+    far: list[ContextLimit]
     plans: list[PlanRow]
     messages: list[Message]
 
@@ -147,6 +150,7 @@ def _sweep(
         limits = _tried(told, f"limits of decode on {chip.id}", swept.decode_limits, best,
                         asked.timing)  # fmt: skip
         answers.limits.extend(limits or [])
+        answers.far.extend(swept.context_limit(best))
 
 
 def _answer(

@@ -16,6 +16,7 @@ from ..predict import Inventory, Step
 from .records import (
     ClosedForm,
     ClosedRange,
+    ContextLimit,
     DecodeLimit,
     Message,
     PlanRow,
@@ -48,6 +49,7 @@ class Study:
     sweeps: tuple[Sweep, ...] | None = None
     sensitivity: Sensitivity | None = None
     decode_limits: tuple[DecodeLimit, ...] | None = None
+    context_limits: tuple[ContextLimit, ...] | None = None
     plans: tuple[PlanRow, ...] | None = None
     messages: tuple[Message, ...] | None = None
     weights: tuple[WeightRow, ...] | None = None

@@ -18,7 +18,7 @@ from ..study.closed import EP, Closed
 from ..study.crossovers import compute_bound_batch, crossover, first_crossing, sums
 from ..study.exploration import compute_bound_exploration
 from ..study.records import Crossover
-from .records import RIDGE, Crossing, DecodeLimit, Sweep, SweepPoint
+from .records import RIDGE, ContextLimit, Crossing, DecodeLimit, Sweep, SweepPoint
 from .text import size
 
 AXES = {"batch": "B", "seq": "S", "context": "L"}
@@ -221,3 +221,17 @@ def decode_limits(f: Formulas, timing: Timing) -> list[DecodeLimit]:
         cells: list[Any] = [row[place[name]] for name in _LIMIT]
         found.append(DecodeLimit(model.chip.id, *cells))
     return found
+
+
+def context_limit(f: Formulas) -> list[ContextLimit]:
+    """Where FLOP/B goes as the context grows without end; empty where its FLOPs do not grow."""
+    if "L" not in f.point:
+        return []
+    total = sums(f.closed, f.model, {k: v for k, v in f.point.items() if k != "L"})
+    far, farther = ({"L": 2**k} for k in (60, 61))
+    flops, compute = value_at(total["flops"], far), value_at(total["compute"], far)
+    if not compute or not flops * 1.9 < value_at(total["flops"], farther):
+        return []  # windows, or a state of fixed size
+    ridge = flops / compute / f.model.chip.memory_bandwidth
+    intensity = flops / value_at(total["bytes"], far)
+    return [ContextLimit(f.model.chip.id, float(intensity), float(ridge))]

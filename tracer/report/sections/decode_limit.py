@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ...predict import Step
 from ..blocks import Column, Formula, Section, Table, Text, section_of, table_of
 from ..decode import Batching, batching
-from ..facts import detailed, rates, routing, steps_of
-from ..records import DecodeLimit
+from ..facts import detailed, routing, steps_of
+from ..records import ContextLimit, DecodeLimit
 from ..summary import Study
 from ..text import plural, size
 
@@ -53,6 +53,11 @@ def _closed(study: Study, step: Step) -> DecodeLimit | None:
     here = (step.chip.id, 1, step.workload.context)
     found = (x for x in study.decode_limits or () if (x.chip, x.ep, x.context) == here)
     return next(found, None)
+
+
+def far_of(study: Study, step: Step) -> ContextLimit | None:
+    """Where FLOP/B goes on the step's chip as the context grows, if closed forms were made."""
+    return next((x for x in study.context_limits or () if x.chip == step.chip.id), None)
 
 
 def limit_of(study: Study, step: Step) -> float:
@@ -118,19 +123,20 @@ def _sentences(study: Study, step: Step) -> list[str]:
     b = batching(step)
     length = step.workload.context
     lines = [_verdict(b, step, limit_of(study, step), _reached(study, step))]
-    if b.attention is not None:
-        ridge = rates(step)[b.precision] / step.chip.memory_bandwidth
-        side = "beyond" if b.attention > ridge else "short of"
+    far = far_of(study, step)
+    if far is not None:
+        beyond = far.intensity > far.ridge
         lines.append(
-            f"As the context grows, decode tends to the FLOP/B of its attention kernels, "
-            f"{b.attention:,.1f} here: {side} the ridge of {ridge:,.0f} ({b.precision}). "
+            f"As the context grows without end, decode tends to {far.intensity:,.1f} FLOP/B, what "
+            f"a key more brings: {'beyond' if beyond else 'short of'} the ridge of {far.ridge:,.0f} "
+            "of those FLOPs. "
             + (
                 "Long contexts do not keep it memory-bound."
-                if b.attention > ridge
+                if beyond
                 else "Long contexts stay memory-bound, whatever the batch."
             )
         )
-        trend = "rises" if b.attention > step.cost.intensity else "falls"
+        trend = "rises" if far.intensity > step.cost.intensity else "falls"
         lines.append(
             f"At batch {step.workload.batch:,} FLOP/B is {step.cost.intensity:,.1f} with "
             f"L = {length:,}, and {trend} with the context."

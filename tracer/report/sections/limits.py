@@ -11,7 +11,7 @@ from ..decode import batching
 from ..facts import detailed, routing, steps_of
 from ..summary import Study
 from ..text import plural, seconds, si, size
-from .decode_limit import limit_of
+from .decode_limit import far_of, limit_of
 
 
 class _Limit(NamedTuple):
@@ -85,10 +85,12 @@ def _of_cache(study: Study, step: Step) -> list[_Limit]:
             "tokens of cache that the whole memory of a chip holds", tokens, f"{tokens:,.0f}",
             f"{size(room)} over {each:,} B a token, with no room for weights",
         ))  # fmt: skip
-    if b.attention is not None:
+    far = far_of(study, step)
+    if far is not None:
         found.append(_Limit(
-            "FLOP/B of decode as the context grows", b.attention, f"{b.attention:,.1f}",
-            "FLOPs over bytes of its attention kernels alone",
+            "FLOP/B of decode as the context grows", far.intensity, f"{far.intensity:,.1f}",
+            "what a key more brings, FLOPs over bytes, from the closed forms; the ridge of its "
+            f"FLOPs is {far.ridge:,.0f}",
         ))  # fmt: skip
     limit = limit_of(study, step)
     found.append(_Limit(
