@@ -128,6 +128,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "not a module": (["--module", f"{FILE}:number"], "it returned a int, not an nn.Module"),
     "factory raises": (["--module", f"{FILE}:broken"], "it raises ValueError: no luck today"),
     "no inputs": (["--module", f"{FILE}:tagger"], "Tagger.forward takes ids: give each as --input"),
+    "no such input": (
+        ["--module", f"{FILE}:tagger", "--input", "id:int64[B,S]"],
+        "--input 'id:int64[B,S]': Tagger.forward takes no 'id'; did you mean ids",
+    ),
+    "an input too few": (
+        ["--module", f"{FILE}:tagger", "--input", "scale:fp32[]"],
+        "Tagger.forward also needs ids: give each as --input",
+    ),
     "forward raises": (
         ["--module", f"{FILE}:raises", "--input", "x:fp32[B]"],
         "RuntimeError: shapes do not please me",

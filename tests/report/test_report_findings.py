@@ -290,3 +290,39 @@ def test_facts_say_what_the_steps_say(name):
         assert p.fits == step.feasible
         assert sum(p.held.values()) == step.memory.total
         assert p.naive is not None
+
+
+def test_weights_are_not_asked_to_shrink_below_what_formats_allow():
+    """675 GB in FP8 into 141 GB would be 1.7 bits a weight."""
+    held = {"weights": 675e9, "kv": 1e8, "gradients": 0, "optimizer": 0, "activations": 4e6}
+    facts = replace(with_phase(chips=5, held=held), dtype="fp8")
+    first = next_steps(facts)[0]
+    assert first.text == (
+        "Spread it over at least 5 chips: until it fits, its other rows are hypothetical."
+    )
+    # 250 GB in FP8 are 125 GB in 4 bits, and 141 - 0.104 GB are there.
+    fewer = replace(with_phase(chips=2, held=held | {"weights": 250e9}), dtype="fp8")
+    assert "or bring its weights down to 141 GB" in next_steps(fewer)[0].text
+
+
+def test_activations_that_do_not_fit_may_be_computed_again():
+    """802 GB, 614 of them activations: the other 188 take 2 chips of 102 GB."""
+    held = {"weights": 23.5e9, "kv": 0, "gradients": 23.5e9, "optimizer": 141.2e9,
+            "activations": 614.1e9}  # fmt: skip
+    facts = replace(with_phase(phase="training", chips=8, held=held), chip_memory=102e9)
+    assert next_steps(facts)[0].text == (
+        "Spread it over at least 8 chips, or over 2 with its activations recomputed in the "
+        "backward (up to a third more work): until it fits, its other rows are hypothetical."
+    )
+    # Nothing to recompute without a backward.
+    assert "recompute" not in next_steps(replace(facts, phases=(
+        replace(facts.phases[0], phase="prefill"),)))[0].text  # fmt: skip
+
+
+def test_logits_of_all_positions_of_a_prompt():
+    """A head of 2 of 10 ms: of 4096 positions one is needed."""
+    prompt = with_phase(phase="prefill", tokens=8 * 4096, categories={"head": 0.002})
+    found = advice(prompt)["logits"]
+    assert found.saves == pytest.approx(0.002 * 4095 / 4096)
+    assert found.evidence == "the head takes 2.00 ms at all 32,768 positions"
+    assert "logits" not in advice(with_phase(categories={"head": 0.002}))  # decode has one alone

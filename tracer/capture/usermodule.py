@@ -33,7 +33,7 @@ class ModuleProgram:
 
     Raises:
         UserError: nothing to import, no such attribute, not callable, what it returns is no module,
-            a compiled one, or no inputs are known.
+            a compiled one, no inputs are known, or they are not those of its forward.
     """
 
     layers = 0
@@ -56,6 +56,8 @@ class ModuleProgram:
                 f"{', '.join(_required(module))}: give each as --input, such as "
                 f"--input '{_required(module)[0]}:bf16[B,S,64]', or return (module, inputs)"
             )
+        if self._specs:
+            _check_names(module, self._specs)
         trains = any(p.requires_grad for p in module.parameters())
         self.phases = (TRAINING, INFERENCE) if trains else (INFERENCE,)
         self.source = f"module {type(module).__name__}"
@@ -195,6 +197,28 @@ def _required(module: nn.Module) -> list[str]:
         for p in inspect.signature(module.forward).parameters.values()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
+
+
+def _check_names(module: nn.Module, specs: Sequence[InputSpec]) -> None:
+    """Every name is one of forward's, and nothing that forward needs is missing."""
+    parameters = inspect.signature(module.forward).parameters
+    kind = type(module).__name__
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for spec in specs:
+            if spec.name is not None and spec.name not in parameters:
+                raise UserError(
+                    f"--input {spec.text!r}: {kind}.forward takes no {spec.name!r}; "
+                    f"{did_you_mean(spec.name, parameters)}"
+                )
+    named = {spec.name for spec in specs if spec.name is not None}
+    first = sum(spec.name is None for spec in specs)
+    missing = [name for name in _required(module)
+               if name not in named and list(parameters).index(name) >= first]  # fmt: skip
+    if missing:
+        raise UserError(
+            f"{kind}.forward also needs {', '.join(missing)}: give each as --input, such as "
+            f"--input '{missing[0]}:bf16[B,S,64]'"
+        )
 
 
 def _moved(inputs: Inputs, device: str) -> Inputs:

@@ -5,6 +5,7 @@ That is what a change may save at most: something else limits next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from .facts import Facts, PhaseFacts
@@ -28,9 +29,16 @@ def _fit(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
         return
     held = sum(p.held.values())
     kind = max(p.held, key=lambda name: p.held[name])
+    least = facts.chip_memory - (held - p.held[kind])  # what of `kind` would fit
     other = ""
-    if held - p.held[kind] < facts.chip_memory:  # it would be enough to shrink what holds most
-        least = facts.chip_memory - (held - p.held[kind])
+    if kind == "activations" and p.phase == "training":
+        fewer = math.ceil((held - p.held[kind]) / facts.chip_memory)
+        if fewer < p.chips:
+            other = (
+                f", or over {fewer:,} with its activations recomputed in the backward (up to a "
+                "third more work)"
+            )
+    elif kind != "activations" and p.held[kind] <= _shrinks(facts, kind) * least:
         other = f", or bring its {HELD[kind]} down to {size(least)}"
     yield Finding(
         "shard",
@@ -40,6 +48,15 @@ def _fit(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
         f"{size(facts.chip_memory)}",
         p.phase,
     )
+
+
+def _shrinks(facts: Facts, kind: str) -> float:
+    """By how much it does in the fewest bits that people use: 4 of a weight or a key, 4 bytes of
+    optimizer state a parameter in place of 12.
+    """
+    if kind == "optimizer":
+        return 3
+    return {"fp32": 8, "bf16": 4, "fp16": 4, "fp8": 2}.get(facts.dtype, 4)
 
 
 def _saving(p: PhaseFacts, rule: str, text: str, evidence: str, saves: float) -> Finding:
@@ -142,6 +159,17 @@ def _closer_to_peak(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _last_logits(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    """A prompt's next token comes from its last position alone."""
+    head = p.categories.get("head", 0.0)
+    if p.phase == "prefill" and p.length > 1:
+        yield _saving(
+            p, "logits",
+            "Compute logits of the last token of each prompt alone: the next token comes from it.",
+            f"the head takes {seconds(head)} at all {p.tokens:,} positions", head * (1 - 1 / p.length),
+        )  # fmt: skip
+
+
 def _latency(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = p.shares.get("latency", 0.0) * p.step
     yield _saving(
@@ -165,5 +193,5 @@ def _network(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 
 _NEXT: tuple[Callable[[Facts, PhaseFacts], Iterator[Finding]], ...] = (
     _smaller_weights, _more_sequences, _smaller_cache, _fuse, _optimizer, _precision,
-    _closer_to_peak, _latency, _network,
+    _closer_to_peak, _last_logits, _latency, _network,
 )  # fmt: skip
