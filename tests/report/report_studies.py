@@ -88,8 +88,47 @@ class Convnet(nn.Module):
     def forward(self, x):
         return self.head(torch.relu(self.norm(self.stem(x))).mean((2, 3)))
 
+class Block(nn.Module):
+    """Attends itself, as many a person's block does, with an MLP beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.scale = nn.Linear(32, 32)
+        self.mlp = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32))
+
+    def forward(self, x, c):
+        heads = [t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        x = x + self.scale(c)[:, None] * self.out(mixed)
+        return x + self.mlp(x)
+
+class Denoiser(nn.Module):
+    """Patches and an embedding of time, as a diffusion transformer has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.time = nn.Conv2d(3, 32, 4, 4), nn.Linear(16, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(32, 48)
+
+    def forward(self, x, t):
+        angles = t[:, None] * torch.arange(8, device=t.device, dtype=t.dtype)
+        c = self.time(torch.cat([angles.cos(), angles.sin()], -1))
+        h = self.patch(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            h = block(h, c)
+        return self.head(h)
+
+def denoiser():
+    return Denoiser().bfloat16()
+
 def convnet():
     return Convnet()
+
+def half_convnet():
+    return Convnet().bfloat16()
 
 def odd():
     return Odd()
@@ -113,8 +152,10 @@ def given(name: str) -> list[str]:
         return ["--hf-config", str(place), *SIZES]
     file = _folder() / "own.py"
     file.write_text(OWN)
-    given = "x:fp32[B,3,32,32]" if name == "convnet" else "x:bf16[B,64]"
-    return ["--module", f"{file}:{name}", "--input", given]
+    inputs = {"convnet": ["x:fp32[B,3,32,32]"], "half_convnet": ["x:bf16[B,3,32,32]"],
+              "denoiser": ["x:bf16[B,3,32,32]", "t:bf16[B]"]}  # fmt: skip
+    mine = inputs.get(name, ["x:bf16[B,64]"])
+    return ["--module", f"{file}:{name}", *(word for text in mine for word in ("--input", text))]
 
 
 @functools.cache

@@ -326,3 +326,37 @@ def test_logits_of_all_positions_of_a_prompt():
     assert found.saves == pytest.approx(0.002 * 4095 / 4096)
     assert found.evidence == "the head takes 2.00 ms at all 32,768 positions"
     assert "logits" not in advice(with_phase(categories={"head": 0.002}))  # decode has one alone
+
+
+def test_tables_that_are_looked_up_do_not_meet_every_sample():
+    facts = replace(FACTS, tables=0.4, item="sample")
+    assert rules(facts)["dense"].evidence == (
+        "100 parameters, 40.0% of them in tables of which a sample meets a few rows"
+    )
+    recommender = replace(facts, tables=0.999)
+    assert "dense" not in rules(recommender)
+    assert rules(recommender)["tables"].text.startswith(
+        "Tables that are looked up hold 99.9% of the parameters; the largest part"
+    )
+    moved = dict(DECODE.bytes) | {"optimizer": 5e10}  # half of all bytes
+    learning = replace(recommender, phases=with_phase(phase="training", bytes=moved).phases)
+    assert advice(learning)["sparse"].saves == pytest.approx(0.8 * 0.01 * 0.5 * 0.999)
+    assert "optimizer" not in advice(learning)
+
+
+def test_which_parameters_are_only_looked_up():
+    """96 x 32 of a table; a tied one is multiplied with by the head and meets every token."""
+    facts = gather(study("llama"))
+    assert facts.tables == 96 * 32 / facts.parameters
+    assert gather(study("vit")).tables == 0
+
+
+def test_kernels_too_small_for_the_chip():
+    small = with_phase(bound=0.0005, shares=shares(latency=0.6, compute=0.4), products=0.004,
+                       compute=0.0002, faster=("fp8", 2.0, 1.0))  # fmt: skip
+    found = advice(small)
+    assert found["batch"].text.startswith("Put more sequences in a step: its kernels are too small")
+    assert found["batch"].saves == pytest.approx(0.0095)
+    assert found["batch"].evidence == "all work at full rates takes 500 us of 10.0 ms"
+    assert "precision" not in found  # 0.2 of 4 ms at the peak: a higher one changes nothing
+    assert "too small" not in advice(FACTS)["batch"].text

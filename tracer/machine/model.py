@@ -55,6 +55,7 @@ class Group:
     precision: str
     kernels: tuple[int, ...]
     columns: Mapping[str, Array]
+    measured: bool = True  # such kernels were, on some chip
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,19 @@ class Plan:
 
 def plan_of(ledger: Ledger, floor: Sequence[float], conditions: Conditions) -> Plan:
     """Shapes of every kernel; `floor` is the roofline's seconds of one launch of each."""
-    found: dict[tuple[str, str], tuple[list[int], list[Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, str, bool], tuple[list[int], list[Mapping[str, Any]]]] = {}
     for number, kernel in enumerate(ledger.kernels):
         shape = shape_of(ledger, kernel)
-        numbers, values = found.setdefault((shape.family, shape.precision), ([], []))
+        key = (shape.family, shape.precision, shape.measured)
+        numbers, values = found.setdefault(key, ([], []))
         numbers.append(number)
         values.append(shape.values)
     groups = []
-    for (family, precision), (numbers, values) in found.items():
+    for (family, precision, measured), (numbers, values) in found.items():
         columns = {
             name: np.array([row[name] for row in values], dtype=np.float64) for name in values[0]
         }
-        groups.append(Group(family, precision, tuple(numbers), columns))
+        groups.append(Group(family, precision, tuple(numbers), columns, measured))
     launches = np.array([max(k.launches, 1) for k in ledger.kernels], dtype=np.float64)
     return Plan(tuple(groups), launches, np.array(floor, dtype=np.float64), conditions)
 

@@ -37,16 +37,23 @@ OTHER = "other"  # matrix work without a known shape
 # Operands of at most a byte use the FP8 kernels' constants.
 SMALL = ("fp8", "fp6", "fp4", "int8", "int4")
 
+MEASURED = ("bf16", "fp16", "fp8")  # of products; FP16 kernels are those of BF16
+
 _LATENT = 512  # value size of absorbed MLA: a latent that all heads share
 _DECODE_ROWS = 64  # queries that share a KV head, up to which a kernel streams the cache
 
 
 class Shape(NamedTuple):
-    """One launch of a kernel for its family's formula; all `values` of a family have one set."""
+    """One launch of a kernel for its family's formula; all `values` of a family have one set.
+
+    `measured` is whether kernels of its kind and precision were: a convolution or a product in
+    FP32 takes the form of the products in BF16, and how well that fits nobody looked.
+    """
 
     family: str
     precision: str
     values: Mapping[str, Value]
+    measured: bool = True
 
 
 def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
@@ -67,10 +74,10 @@ def shape_of(ledger: Ledger, kernel: Kernel) -> Shape:
         found = _attention(op, flops, recomputed, kernel, ledger.conventions.causal)
     if found is not None:
         family, values = found
-        return Shape(family, precision, values)
+        return Shape(family, precision, values, kernel.kind != CONV and precision in MEASURED)
     if flops:
         values = {"flops": flops + recomputed, "moved": moved}
-        return Shape(OTHER, precision, values)
+        return Shape(OTHER, precision, values, measured=False)
     vector = kernel.cost.vector_flops / launches
     access = access_of(op, kernel, ledger.execution == EFFICIENT)
     elements = _number(most([ref.numel for ref in (*op.outputs, *op.inputs())] or [0]))

@@ -58,16 +58,20 @@ def drivers(plan: Plan, cal: Calibration, offset: float) -> list[Driver]:
                     delta += float((then - now[index]) @ plan.launches[index])
                 found.append(Driver(f"{family}.{name}", *sorted((step - delta, step + delta))))
     for family in FAMILIES:
-        index = [i for g in plan.groups if families_of(g)[0] == family for i in g.kernels]
+        mine = [g for g in plan.groups if families_of(g)[0] == family]
+        index = [i for g in mine for i in g.kernels]
         if not index:
             continue
+        form = max(cal.misfit.get(family, 0.0), wide)
+        # Kernels that nobody measured are as far from the form as another chip's.
+        forms = [form if g.measured else max(form, FOREIGN_SPREAD) for g in mine for _ in g.kernels]
         seconds = now[index] * plan.launches[index]
         # What a formula gets wrong it gets wrong for all kernels of one shape alike; those have
         # the same seconds a launch.
         _, shape = np.unique(
             np.round(np.log(np.maximum(now[index], 1e-12)), 9), return_inverse=True
         )
-        misfit = np.bincount(shape, seconds) * max(cal.misfit.get(family, 0.0), wide)
+        misfit = np.bincount(shape, seconds * np.array(forms))
         delta = P90 * float(np.sqrt((misfit**2).sum()))
         found.append(Driver(f"{family}: form", step - delta, step + delta))
         slower = float(seconds.sum()) * cal.backend.get(family, 0.0)

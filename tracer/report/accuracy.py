@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..machine.model import Group, families_of
+from ..machine.shapes import MEASURED, OTHER
 from ..machine.timing import KERNELS, Timing
+from ..machine.uncertainty import FOREIGN_SPREAD
 from .blocks import Column, Section, Text, section_of, table_of
 from .records import AccuracyRow
+from .text import listed
 
 FILE = Path(__file__).parent / "accuracy.csv"
 
@@ -36,10 +41,14 @@ def accuracy_csv(rows: list[AccuracyRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def accuracy_section(timing: Timing) -> Section | None:
-    """The table, where seconds are the kernel model's."""
+def accuracy_section(timing: Timing, groups: Sequence[Group] | None = None) -> Section | None:
+    """The table, where seconds are the kernel model's; of the families of `groups`, if given."""
     if timing.model != KERNELS:
         return None
+    rows = accuracy_rows()
+    if groups is not None:
+        used = {families_of(group)[0] for group in groups}
+        rows = [row for row in rows if row.family in used]
     return section_of(
         "Accuracy of the kernel model",
         Text(
@@ -62,6 +71,24 @@ def accuracy_section(timing: Timing) -> Section | None:
                 Column("plain", "roofline %", "%"),
                 Column("single", "one efficiency %", "%"),
             ),
-            accuracy_rows(),
+            rows,
         ),
+        _unmeasured(groups or ()),
+    )
+
+
+def _unmeasured(groups: Sequence[Group]) -> Text | None:
+    """What takes the form of other kernels."""
+    missing = [group for group in groups if not group.measured]
+    if not missing:
+        return None
+    precisions = sorted({g.precision for g in missing} - set(MEASURED))
+    kinds = [f"products in {name}" for name in precisions]
+    if any(g.family == OTHER for g in missing):
+        kinds.append("products without a shape of their own")
+    if any(g.precision in MEASURED and g.family != OTHER for g in missing):
+        kinds.insert(0, "convolutions")
+    return Text(
+        f"Not measured: {listed(kinds)}. They take the form and the constants of products in "
+        f"BF16, and {FOREIGN_SPREAD:.0%} stands for what it misses."
     )

@@ -12,6 +12,8 @@ from .facts import Facts, PhaseFacts
 from .findings import DOMINATES, HELD, MATTERS, Finding
 from .text import plural, seconds, si, size
 
+SMALL = 0.1  # of the time: below it, what a chip can do at full rates is not what limits
+
 
 def next_steps(facts: Facts, most: int = 3) -> list[Finding]:
     """A phase at a time: what makes it run at all, then up to `most` by what they may save."""
@@ -97,6 +99,19 @@ def _more_sequences(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _more_work(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
+    """Kernels of a small step take their least time, whatever is in them."""
+    if p.bound < SMALL * p.step:
+        item = "sequences" if facts.item == "token" else "samples"
+        yield _saving(
+            p, "batch",
+            f"Put more {item} in a step: its kernels are too small to fill the chip. The time per "
+            f"{facts.item} shrinks by up to this share.",
+            f"all work at full rates takes {seconds(p.bound)} of {seconds(p.step)}",
+            p.step - p.bound,
+        )  # fmt: skip
+
+
 def _smaller_cache(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = _reading(p, "kv")
     if p.phase != "training":
@@ -123,7 +138,15 @@ def _fuse(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 
 def _optimizer(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
     waits = _reading(p, "optimizer", "gradients")
-    if p.phase == "training":
+    if p.phase == "training" and facts.tables >= DOMINATES:
+        yield _saving(
+            p, "sparse",
+            "Update only the rows of its tables that a step looked up: sparse gradients and a "
+            "sparse optimizer.",
+            f"tables hold {facts.tables:.1%} of the parameters; {waits / p.step:.0%} of the step "
+            "waits for gradients and optimizer state", waits * facts.tables,
+        )  # fmt: skip
+    elif p.phase == "training":
         yield _saving(
             p, "optimizer",
             "Update less often (more sequences or microbatches a step), spread the optimizer over "
@@ -135,7 +158,7 @@ def _optimizer(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 
 
 def _precision(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
-    if p.faster is None:
+    if p.faster is None or p.compute < SMALL * p.products:  # the peak is not what they wait for
         return
     name, ratio, part = p.faster
     waits = p.products * part
@@ -192,6 +215,6 @@ def _network(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
 
 
 _NEXT: tuple[Callable[[Facts, PhaseFacts], Iterator[Finding]], ...] = (
-    _smaller_weights, _more_sequences, _smaller_cache, _fuse, _optimizer, _precision,
+    _smaller_weights, _more_sequences, _more_work, _smaller_cache, _fuse, _optimizer, _precision,
     _closer_to_peak, _last_logits, _latency, _network,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """What a module is for, told from what it runs and where it stands, never from its name.
 
-attention: the module that runs the attention product, and all below it (its projections).
+attention: the module that runs the attention product, and all below it (its projections); where a
+layer runs it itself, those of its modules whose products go into it or read it, not its MLP.
 experts: the module that runs grouped products, with the router and shared experts beside it.
 feed-forward: other products inside a repeated layer; products: the same in a model without
 attention. convolutions; embedding: a lookup in a table; head: products outside of the layers.
@@ -9,11 +10,12 @@ optimizer: the optimizer's step. rest: norms, residual sums, activations, copies
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from ..capture.records import FORWARD, Op, Trace
 from ..capture.records import OPTIMIZER as OPTIMIZER_PASS
-from ..capture.records import Op, Trace
 from ..cost import Kernel, Part
+from ..cost.dataflow import Dataflow
 from ..machine.roofline import KernelTime
 
 ATTENTION, EXPERTS, FEED_FORWARD, PRODUCTS = "attention", "experts", "feed-forward", "products"
@@ -23,6 +25,7 @@ ORDER = (
     ATTENTION, EXPERTS, FEED_FORWARD, PRODUCTS, CONVOLUTIONS, EMBEDDING, HEAD, REST, OPTIMIZER,
 )  # fmt: skip
 
+_COPIES = ("clone", "_to_copy", "copy_", "contiguous", "_unsafe_view", "reshape")
 _PRODUCTS = ("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten._scaled_mm")
 
 
@@ -41,6 +44,7 @@ class Categories:
             self._block(path) for path, roles in runs.items() if "grouped" in roles
         } - {""}
         self._runs = runs
+        self._projections = _projections(trace, {p for p in self._attention if _is_number(p)})
         self._by_path: dict[str, str] = {}
 
     def of(self, path: str) -> str:
@@ -59,7 +63,7 @@ class Categories:
         return lambda timed, number: self.of_part(timed.kernel, timed.kernel.parts[number])
 
     def _find(self, path: str) -> str:
-        if any(_below(path, top) for top in self._attention):
+        if any(self._of_attention(path, top) for top in self._attention):
             return ATTENTION
         if any(_below(path, top) for top in self._experts):
             return EXPERTS
@@ -80,15 +84,66 @@ class Categories:
             return FEED_FORWARD if self._attention else PRODUCTS
         return REST
 
+    def _of_attention(self, path: str, top: str) -> bool:
+        """Whether `path` belongs to the attention that `top` runs."""
+        if not _below(path, top):
+            return False
+        known = self._projections.get(top)
+        return path == top or not known or any(_below(path, child) for child in known)
+
     def _block(self, path: str) -> str:
         """The highest module around `path` that is neither a layer nor holds the attention."""
         while True:
             above = path.rpartition(".")[0]
-            if not above or _is_number(path) or _is_number(above):
+            if not above or _is_layer(path) or _is_layer(above):
                 return path
             if any(_below(top, above) for top in self._attention):
                 return path
             path = above
+
+
+def _projections(trace: Trace, layers: set[str]) -> dict[str, set[str]]:
+    """Of layers that attend themselves: modules whose products feed the attention or read it."""
+    found: dict[str, set[str]] = {}
+    if not layers:
+        return found
+    flow = Dataflow(trace.ops)
+    readers: dict[int, list[int]] = {}
+    for index, before in enumerate(flow.producers):
+        for at in before:
+            readers.setdefault(at, []).append(index)
+    places = [trace.module_of(op) for op in trace.ops]
+    roles = [_role(op) for op in trace.ops]
+
+    def walk(start: list[int], steps: Callable[[int], Iterable[int]], layer: str,
+             passes: Callable[[int], bool]) -> None:  # fmt: skip
+        seen, queue = set(start), list(start)
+        while queue:
+            for at in steps(queue.pop()):
+                if at in seen or not _below(places[at], layer):
+                    continue
+                seen.add(at)
+                if roles[at] == "product":
+                    found.setdefault(layer, set()).add(places[at])
+                elif passes(at):
+                    queue.append(at)
+
+    for layer in layers:
+        core = [
+            i for i, place in enumerate(places)
+            if place == layer and roles[i] in ("attention", "softmax", "batched")
+            and trace.ops[i].phase == FORWARD
+        ]  # fmt: skip
+        walk(core, lambda at: flow.producers[at], layer, lambda at: True)
+        # What reads it through copies alone is its output; a residual sum has passed it on.
+        walk(
+            core,
+            lambda at: readers.get(at, ()),
+            layer,
+            lambda at: roles[at] in ("softmax", "batched") or _base(trace.ops[at]) in _COPIES,
+        )
+        found.get(layer, set()).discard(layer)
+    return found
 
 
 def _below(path: str, top: str) -> bool:
@@ -100,6 +155,11 @@ def _is_number(path: str) -> bool:
     return path.rpartition(".")[2].isdigit()
 
 
+def _is_layer(path: str) -> bool:
+    """A member of the outermost list; in a list inside of a layer, members may be parts of an MLP."""
+    return _is_number(path) and not _in_layer(path.rpartition(".")[0])
+
+
 def _in_layer(path: str) -> bool:
     return any(name.isdigit() for name in path.split("."))
 
@@ -109,9 +169,12 @@ def _attends(roles: set[str]) -> bool:
     return "attention" in roles or {"softmax", "batched"} <= roles
 
 
+def _base(op: Op) -> str:
+    return op.overload_packet.rpartition(".")[2]
+
+
 def _role(op: Op) -> str:
-    name = op.overload_packet
-    base = name.rpartition(".")[2]
+    name, base = op.overload_packet, _base(op)
     if "attention" in base:
         return "attention"
     if "grouped" in base:

@@ -12,7 +12,7 @@ from ..cost import Ledger
 from .arithmetic import condition, written
 from .records import ClosedForm, ClosedRange, Sublayer
 from .terms import terms
-from .text import pattern
+from .text import pattern, plural
 
 _FORMULAS = 40  # lines of one phase, beyond which the rest is one
 
@@ -69,5 +69,5 @@ def sublayers(ledger: Ledger, phase: str) -> Iterator[Sublayer]:
     if rest:
         flops = sum(t.flops * t.times for t in rest)
         nbytes = sum(t.nbytes * t.times for t in rest)
-        yield Sublayer(phase, f"{len(rest)} other lines, summed", "", 1, factored(flops),
+        yield Sublayer(phase, f"{plural(len(rest), 'other line')}, summed", "", 1, factored(flops),
                        factored(nbytes))  # fmt: skip

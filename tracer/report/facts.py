@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..capture.records import FORWARD, Trace
 from ..cost import EFFICIENT, NAIVE
 from ..cost.dataflow import Dataflow
-from ..cost.work import ATTENTION, GROUPED_GEMM
+from ..cost.work import ATTENTION, CONV, GROUPED_GEMM
 from ..predict import Step
-from .categories import EXPERTS, ORDER, Categories
+from .categories import EMBEDDING, EXPERTS, ORDER, Categories
 from .records import RIDGE
 from .summary import Study
 from .text import listed
@@ -106,6 +107,7 @@ class Facts:
     calibrated: bool = True
     eager: bool = False  # the host launches every kernel on its own
     item: str = "token"  # what a step counts
+    tables: float = 0.0  # share of the parameters in tables that are looked up and nothing else
 
     def phase(self, name: str) -> PhaseFacts | None:
         """The phase of that name, if it was asked for."""
@@ -233,8 +235,28 @@ def gather(study: Study) -> Facts:
         by_category.get(EXPERTS, 0) / total if total else 0.0,
         worst["estimated"], worst["unmodelled"],
         calibration is None or calibration.status() != "uncalibrated", study.timing.host > 0,
-        item_of(study),
+        item_of(study), _looked_up(study, by_category) / total if total else 0.0,
     )  # fmt: skip
+
+
+def _looked_up(study: Study, by_category: Mapping[str, int]) -> int:
+    """Parameters in tables, unless one is also multiplied with, as by a tied head."""
+    return 0 if tied(study.steps[0].trace) else by_category.get(EMBEDDING, 0)
+
+
+def tied(trace: Trace) -> bool | None:
+    """Whether a table that rows are looked up in is also multiplied with; None without a table."""
+    tables: set[int] = set()
+    multiplied: set[int] = set()
+    for op in trace.ops:
+        if op.phase != FORWARD:
+            continue
+        refs = list(op.inputs())
+        if op.overload_packet in ("aten.embedding", "aten._embedding_bag") and refs:
+            tables.add(refs[0].storage)
+        elif op.overload_packet in ("aten.mm", "aten.addmm", "aten.bmm"):
+            multiplied |= {ref.storage for ref in refs}
+    return bool(tables & multiplied) if tables else None
 
 
 def _phase(study: Study, step: Step) -> PhaseFacts:
@@ -264,25 +286,28 @@ def _at_peak(step: Step) -> dict[str, float]:
     return {p: flops / known[p] for p, flops in step.cost.flops.items() if p in known}
 
 
-def _products(step: Step) -> float:
-    """Seconds that kernels with products wait for compute; copies and chains may wait for it too,
-    where instructions bound them.
+def _products(step: Step, kind: str = "") -> float:
+    """Seconds that kernels with products (of one kind, or all) wait for compute; copies and chains
+    may wait for it too, where instructions bound them.
     """
     return sum(
         k.total - k.launch for k in step.times.kernels
-        if k.works == "compute" and k.kernel.cost.total_flops
+        if k.works == "compute" and k.kernel.cost.total_flops and kind in ("", k.kernel.kind)
     )  # fmt: skip
 
 
 def _faster(step: Step, precision: str) -> tuple[str, float, float] | None:
-    """The next smaller precision that the chip has units for."""
+    """The next smaller precision that the chip has units for; TF32 is a switch, no other format."""
     known = rates(step)
-    smaller = {"fp64": "fp32", "fp32": "bf16", "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}
+    smaller = {"fp64": "fp32", "fp32": "tf32" if "tf32" in known else "bf16", "tf32": "bf16",
+               "bf16": "fp8", "fp16": "fp8", "fp8": "fp4"}  # fmt: skip
     found = smaller.get(precision, "")
     if found not in known or precision not in known or known[found] <= known[precision]:
         return None
     seconds = _at_peak(step)
     part = seconds.get(precision, 0.0) / (sum(seconds.values()) or 1.0)
+    if found in ("fp8", "fp4"):  # formats that convolutions have no kernels for
+        part *= 1 - _products(step, CONV) / (_products(step) or 1.0)
     return found, float(known[found] / known[precision]), part
 
 

@@ -134,12 +134,23 @@ def _experts(facts: Facts) -> Iterator[Finding]:
         where = listed([
             f"{_largest(p)[0]} in {p.phase} ({_largest(p)[1] / p.step:.0%})" for p in facts.phases
         ])  # fmt: skip
-        yield Finding(
-            "dense",
-            f"The model is dense; the largest part of the time goes to {where}.",
+        meet = (
             f"{facts.parameters:,} parameters, all of which meet every {facts.item}"
             if facts.active == facts.parameters
-            else f"{facts.active:,} of {facts.parameters:,} parameters meet a {facts.item}",
+            else f"{facts.active:,} of {facts.parameters:,} parameters meet a {facts.item}"
+        )
+        if facts.tables:
+            meet = (
+                f"{facts.parameters:,} parameters, {facts.tables:.1%} of them in tables of which a "
+                f"{facts.item} meets a few rows"
+            )
+        main = "The model is dense"
+        if facts.tables >= DOMINATES:
+            main = f"Tables that are looked up hold {facts.tables:.1%} of the parameters"
+        yield Finding(
+            "tables" if facts.tables >= DOMINATES else "dense",
+            f"{main}; the largest part of the time goes to {where}.",
+            meet,
         )
 
 

@@ -12,9 +12,9 @@ from ..cost.work import ATTENTION
 from ..machine.shapes import attention_operands
 from ..predict import Step
 from .categories import Categories
-from .facts import detailed, routing, steps_of
+from .facts import detailed, routing, steps_of, tied
 from .summary import Study
-from .text import plural
+from .text import plural, size
 
 _ACTIVATIONS = {
     "silu": "SiLU", "gelu": "GELU", "relu": "ReLU", "relu6": "ReLU6", "hardswish": "hardswish",
@@ -32,6 +32,7 @@ def fingerprint(study: Study) -> list[tuple[str, str]]:
         found.append(("repeated layers", layers))
     found += _attention(study, step)
     for name, value in (
+        ("cache of a sequence", _kept(study)),
         ("position encoding", _positions(trace)),
         ("normalisation", _norms(trace)),
         ("activation", _activations(trace)),
@@ -44,9 +45,9 @@ def fingerprint(study: Study) -> list[tuple[str, str]]:
     if experts:
         chosen = f", {top_k} chosen by a token" if top_k else ""
         found.append(("mixture of experts", f"{experts} routed experts{chosen}"))
-    tied = _tied(trace)
-    if tied is not None:
-        found.append(("tied embedding and head", "yes" if tied else "no"))
+    shared = tied(trace)
+    if shared is not None:
+        found.append(("tied embedding and head", "yes" if shared else "no"))
     return found
 
 
@@ -95,6 +96,22 @@ def _attention(study: Study, step: Step) -> list[tuple[str, str]]:
     return found
 
 
+def _kept(study: Study) -> str:
+    """What a sequence keeps, where that is not what all of its tokens wrote."""
+    step = next((s for s in steps_of(study) if s.workload.phase == "decode"), None)
+    if step is None:
+        return ""
+    length = step.workload.context
+    kept, whole = step.memory.kv / step.workload.batch, study.inventory.kv_bytes_per_token * length
+    held = f"a sequence of {length:,} tokens keeps {size(kept)}"
+    if kept > whole * 1.01:
+        more = "a state, windows or an encoder's keys"
+        return f"{held}, of which {size(kept - whole)} do not grow with them ({more})"
+    if not kept or kept >= whole * 0.99:
+        return ""
+    return f"{held} of the {size(whole)} that all layers write for them (windows)"
+
+
 def _cached(study: Study) -> int:
     """Elements that the first layer with a cache keeps of a token; 0 if none shows it."""
     step = next((s for s in steps_of(study) if s.workload.phase == "decode"), None)
@@ -133,9 +150,29 @@ def _cache_kind(elements: int, full: int, heads: int) -> str:
 def _positions(trace: Trace) -> str:
     names = {op.overload_packet for op in _forward(trace)}
     if {"aten.cos", "aten.sin"} <= names:
-        return "rotary (sines and cosines, multiplied in)"
+        if _multiplied(trace, "aten.cos"):
+            return "rotary (sines and cosines, multiplied in)"
+        return "sines and cosines of a position or a time, multiplied with nothing"
     learned = [p for p in trace.parameters if "position" in p.name.lower() and not p.buffer]
     return f"learned ({learned[0].name})" if learned else ""
+
+
+def _multiplied(trace: Trace, name: str) -> bool:
+    """Whether some result of `name` gets multiplied, element by element, with another tensor."""
+    derived: set[int] = set()
+    for op in _forward(trace):
+        base = op.overload_packet.rpartition(".")[2]
+        inputs = {ref.storage for ref in op.inputs()}
+        mine = inputs & derived
+        if mine and base in ("mul", "mul_") and inputs - derived:
+            return True
+        if op.overload_packet == name or (mine and base in _CARRIES):
+            derived |= {ref.storage for ref in op.outputs}
+    return False
+
+
+# What hands a tensor on, if need be beside others or scaled by a number.
+_CARRIES = ("_to_copy", "clone", "cat", "stack", "mul", "index", "index_select", "expand", "repeat")
 
 
 def _norms(trace: Trace) -> str:
@@ -180,19 +217,6 @@ def _convolutions(trace: Trace) -> str:
         op.times for op in _forward(trace) if "convolution" in op.overload_packet.split(".")[1]
     )
     return f"{count:,} in a forward" if count else ""
-
-
-def _tied(trace: Trace) -> bool | None:
-    """Whether a table that rows are looked up in is also multiplied with; None without a table."""
-    tables: set[int] = set()
-    multiplied: set[int] = set()
-    for op in _forward(trace):
-        refs = list(op.inputs())
-        if op.overload_packet == "aten.embedding" and refs:
-            tables.add(refs[0].storage)
-        elif op.overload_packet in ("aten.mm", "aten.addmm", "aten.bmm"):
-            multiplied |= {ref.storage for ref in refs}
-    return bool(tables & multiplied) if tables else None
 
 
 # Keys of a config that decide shapes or costs, in this order; what a model does not have is absent.

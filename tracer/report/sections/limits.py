@@ -77,13 +77,15 @@ def _of_step(step: Step) -> list[_Limit]:
 def _of_cache(study: Study, step: Step) -> list[_Limit]:
     b = batching(step)
     found = []
-    each = study.inventory.kv_bytes_per_token
     room = float(step.chip.memory_capacity)
-    if each:
-        tokens = room / each
+    each = step.memory.kv / step.workload.batch
+    if study.inventory.kv_bytes_per_token and each:
+        length = step.workload.context
+        tokens = room / each * length
         found.append(_Limit(
-            "tokens of cache that the whole memory of a chip holds", tokens, f"{tokens:,.0f}",
-            f"{size(room)} over {each:,} B a token, with no room for weights",
+            f"tokens of cache that the whole memory of a chip holds, in sequences of {length:,}",
+            tokens, f"{tokens:,.0f}",
+            f"{size(room)} over {si(each)}B a sequence, with no room for weights",
         ))  # fmt: skip
     far = far_of(study, step)
     if far is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...machine.model import Group
 from ...machine.timing import KERNELS
 from ..accuracy import accuracy_section
 from ..blocks import Column, Section, Table, Text, code, section_of, table_of
@@ -36,7 +37,7 @@ def section(study: Study) -> Section:
                 _run(study),
                 _conventions(study),
                 _coverage(study),
-                accuracy_section(study.timing),
+                accuracy_section(study.timing, _groups(study)),
             )
             if part is not None
         ),
@@ -148,6 +149,12 @@ def _conventions(study: Study) -> Section:
     notes = study.notes(masks(study), any(routing(study)))
     lines = "\n".join(f"* {note.replace('*', '·')}" for note in notes)
     return Section("Conventions and assumptions in force", (Text(lines),))
+
+
+def _groups(study: Study) -> list[Group]:
+    """Kernels of all steps by family."""
+    plans = [step.times.plan for step in study.steps]
+    return [group for plan in plans if plan is not None for group in plan.groups]
 
 
 _TRUST = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ..blocks import Column, Section, Text, section_of, table_of
 from ..facts import detailed, item_of
 from ..records import ClosedRange
 from ..summary import Study
-from ..text import listed
+from ..text import listed, plural
 
 _SIZES = {"S": "S tokens a sequence", "L": "L keys that a decoded token attends"}
 
@@ -78,9 +79,26 @@ def _conditions(limits: ClosedRange) -> str:
         factor, number = int(bound[1] or 1), int(bound[4])
         low = -(-number // factor) if bound[3] == ">=" else number // factor + 1
         least[bound[2]] = max(least.get(bound[2], 0), low)
-    return (
-        ", ".join([*(f"{name} >= {low:,}" for name, low in least.items()), *others]) or "all sizes"
-    )
+    told = dict.fromkeys(_multiple(words) for words in others)
+    short = [words for words in told if words and not re.search("floor_div|mod|min|max", words)]
+    more = sum(bool(words) for words in told) - len(short)
+    rest = [f"{plural(more, 'condition')} of whole division, which the sliders of the page check"]
+    bounds = [f"{name} >= {low:,}" for name, low in least.items()]
+    return ", ".join([*bounds, *short, *(rest if more else [])]) or "all sizes"
+
+
+def _multiple(words: str) -> str:
+    """ "2048·B divides 4·B·S" as "S a multiple of 512"; nothing where every size is one."""
+    found = re.fullmatch(r"(\d+)((?:·[BSL])*) divides (\d+)((?:·[BSL])+)", words)
+    if found is None:
+        return words
+    left, right = found[2].split("·")[1:], found[4].split("·")[1:]
+    if any(right.count(name) < left.count(name) for name in left):
+        return words
+    for name in left:
+        right.remove(name)
+    factor = int(found[1]) // math.gcd(int(found[1]), int(found[3]))
+    return f"{'·'.join(right)} a multiple of {factor:,}" if factor > 1 and right else ""
 
 
 def _sizes_in(text: str) -> set[str]:
