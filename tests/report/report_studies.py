@@ -99,7 +99,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32))
 
     def forward(self, x, c):
-        heads = [t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1)]
+        parts = self.qkv(self.norm(x)).chunk(3, -1)
+        heads = [t.unflatten(-1, (4, 8)).transpose(1, 2) for t in parts]
         mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         x = x + self.scale(c)[:, None] * self.out(mixed)
         return x + self.mlp(x)

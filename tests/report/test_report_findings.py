@@ -82,6 +82,10 @@ def test_it_fits():
     assert rules(two)["fits"].text == "Every phase fits in one Chip."
     assert rules(two)["fits"].evidence == "decode holds most: 51 GB of 141 GB"
     assert "shard" not in advice(FACTS)
+    full = with_phase(held={"weights": 136e9})  # 5 of 141 GB
+    assert rules(full)["fits"].evidence == (
+        "decode holds 136 GB of 141 GB; 4% are left for allocator and driver"
+    )
 
 
 def test_it_does_not_fit():

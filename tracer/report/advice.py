@@ -189,7 +189,8 @@ def _last_logits(facts: Facts, p: PhaseFacts) -> Iterator[Finding]:
         yield _saving(
             p, "logits",
             "Compute logits of the last token of each prompt alone: the next token comes from it.",
-            f"the head takes {seconds(head)} at all {p.tokens:,} positions", head * (1 - 1 / p.length),
+            f"the head takes {seconds(head)} at all {p.tokens:,} positions",
+            head * (1 - 1 / p.length),
         )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def _is_number(path: str) -> bool:
 
 
 def _is_layer(path: str) -> bool:
-    """A member of the outermost list; in a list inside of a layer, members may be parts of an MLP."""
+    """A member of the outermost list: those of a list inside of a layer may be parts of an MLP."""
     return _is_number(path) and not _in_layer(path.rpartition(".")[0])
 
 

@@ -73,7 +73,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
                 "fits",
                 f"{most.phase.capitalize() if one else 'Every phase'} fits in one {facts.chip}.",
                 f"{most.phase} holds {'' if one else 'most: '}{size(held)} of "
-                f"{size(facts.chip_memory)}",
+                f"{size(facts.chip_memory)}{_tight(held, facts.chip_memory)}",
             )
         return
     names = listed([f"{p.phase} needs at least {plural(p.chips, 'chip')}" for p in tight])
@@ -88,6 +88,12 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         f"{worst.phase} holds {size(held)}, {worst.held[kind] / held:.0%} of it {HELD[kind]}; "
         f"one chip has {size(facts.chip_memory)}",
     )
+
+
+def _tight(held: float, capacity: float) -> str:
+    """What is left, where an allocator, a driver and workspaces may not find room in it."""
+    left = 1 - held / capacity
+    return f"; {left:.0%} are left for allocator and driver" if left < 0.1 else ""
 
 
 _MEANS = {

@@ -128,8 +128,8 @@ def _sentences(study: Study, step: Step) -> list[str]:
         beyond = far.intensity > far.ridge
         lines.append(
             f"As the context grows without end, decode tends to {far.intensity:,.1f} FLOP/B, what "
-            f"a key more brings: {'beyond' if beyond else 'short of'} the ridge of {far.ridge:,.0f} "
-            "of those FLOPs. "
+            f"a key more brings: {'beyond' if beyond else 'short of'} the ridge of "
+            f"{far.ridge:,.0f} of those FLOPs. "
             + (
                 "Long contexts do not keep it memory-bound."
                 if beyond

@@ -88,7 +88,7 @@ def _conditions(limits: ClosedRange) -> str:
 
 
 def _multiple(words: str) -> str:
-    """ "2048·B divides 4·B·S" as "S a multiple of 512"; nothing where every size is one."""
+    """What 2048·B divides, 4·B·S, as: S a multiple of 512. Nothing where every size is one."""
     found = re.fullmatch(r"(\d+)((?:·[BSL])*) divides (\d+)((?:·[BSL])+)", words)
     if found is None:
         return words
