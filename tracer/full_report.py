@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tracer.hardware import chip_ids
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .report.sides import is_config, side_from, side_of
 from .run import answer, assumptions, available, check, lengths, program_of
 
@@ -65,7 +65,15 @@ def _other_side(options: argparse.Namespace) -> Side:
     else:
         changed.hf_config, changed.module, changed.exported = options.compare, None, None
         changed.input = []
-    return side_of(answer(changed, ""))
+    try:
+        return side_of(answer(changed, ""))
+    except UserError as error:
+        if options.compare in chip_ids() or Path(options.compare).exists():
+            raise
+        near = did_you_mean(options.compare, chip_ids())
+        raise UserError(
+            f"--compare {options.compare!r}: no chip ({near}), no folder, and as a model: {error}"
+        ) from error
 
 
 def _weights(folder: str | None) -> tuple[WeightRow, ...] | None:

@@ -69,6 +69,23 @@ def test_the_same_model_on_the_same_chip_is_an_earlier_run():
     assert made.title == "Compared with an earlier run"
 
 
+def test_other_sizes_are_told(tmp_path):
+    """An earlier run has the sizes that it was given, in memory and read back."""
+    mine, larger = study("llama"), study("llama", "--batch", "3", "--seq", "40")
+    (tmp_path / "ops.csv").write_text(files.ops_csv(larger))
+    (tmp_path / "report.json").write_text(json.dumps(as_document(larger)))
+    for other in (side_of(larger), side_from(tmp_path / "report.json")):
+        texts = [b.text for b in blocks_of((section(replace(mine, compared=other)),))
+                 if isinstance(b, Text)]  # fmt: skip
+        assert (
+            "**Not the same work**: training has B = 2, S = 32 here and B = 3, S = 40 there; "
+            "prefill has B = 2, S = 32 here and B = 3, S = 40 there; decode has B = 2, L = 48 "
+            "here and B = 3, L = 48 there. The changes hold what that makes."
+        ) in texts
+    same = section(replace(mine, compared=side_of(mine)))
+    assert not any("same work" in b.text for b in blocks_of((same,)) if isinstance(b, Text))
+
+
 def test_what_cannot_be_compared_with(tmp_path, capsys):
     with pytest.raises(UserError, match="no report"):
         (tmp_path / "report.json").write_text("{}")
@@ -81,5 +98,7 @@ def test_what_cannot_be_compared_with(tmp_path, capsys):
     other = str(tmp_path / "damaged.json")
     assert main([*given("llama"), "--compare", other, "--out", str(out)]) == 2
     assert "no report.json of --out" in capsys.readouterr().err
+    assert main([*given("llama"), "--compare", "h10_sxm", "--out", str(out)]) == 2
+    assert "--compare 'h10_sxm': no chip (did you mean h100_sxm" in capsys.readouterr().err
     assert main([*given("llama"), *SIZES, "--compare", "h100_sxm"]) == 2
     assert "--compare goes with --out" in capsys.readouterr().err

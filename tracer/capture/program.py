@@ -134,5 +134,5 @@ def unknown_model(model: str, reason: str) -> UserError:
 
     return UserError(
         f"model {model!r} is not bundled and {reason}; {did_you_mean(model, bundled_ids())} "
-        "A folder with a config.json works too."
+        "(a folder with a config.json works too)"
     )

@@ -229,6 +229,7 @@ class SideStep(NamedTuple):
     memory: float
     step: float
     ops: Mapping[tuple[str, str, str], OpCost]
+    sizes: str = ""  # such as "B = 8, S = 4,096"
 
 
 class Side(NamedTuple):

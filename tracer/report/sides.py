@@ -23,7 +23,7 @@ def side_of(study: Study, chip: int = 0) -> Side:
         if step.chip is not study.chips[chip]:
             continue
         groups: Groups = {}
-        trace = step.trace
+        trace, work = step.trace, step.workload
         for timed in step.times.kernels:
             for place, part in enumerate(timed.kernel.parts):
                 op = trace.ops[part.op]
@@ -33,7 +33,7 @@ def side_of(study: Study, chip: int = 0) -> Side:
                      timed.seconds_of(place))  # fmt: skip
         steps[step.workload.phase, step.ledger.execution] = SideStep(
             step.cost.total_flops, step.cost.total_bytes, step.times.compute, step.times.memory,
-            step.times.step, groups,
+            step.times.step, groups, _sizes(work.phase, work.batch, work.seq, work.context),
         )  # fmt: skip
     return Side(f"{study.name} in {study.dtype}", study.chips[chip].id, study.command, steps)
 
@@ -57,10 +57,16 @@ def side_from(path: Path) -> Side:
         document = json.loads(path.read_text())
         model, chip = document["model"], document["chip"]
         name, command = f"{model['name']} in {model['dtype']}", document["command"]
+        rows = [row for row in document["results"] if row["chip"] == chip]
         steps = {
             (row["phase"], row["exec"]): (row["flops"], row["bytes"]["total"], row["t_compute"],
                                           row["t_hbm"], row["t_step"])
-            for row in document["results"] if row["chip"] == chip
+            for row in rows
+        }  # fmt: skip
+        sizes = {
+            (row["phase"], row["exec"]): _sizes(row["phase"], row["batch"], row["seq"],
+                                                row["context"])
+            for row in rows
         }  # fmt: skip
     except OSError as error:
         raise UserError(f"--compare {path}: {error.strerror}") from error
@@ -68,7 +74,15 @@ def side_from(path: Path) -> Side:
         raise UserError(f"--compare {path}: no report.json of --out ({error!r})") from error
     ops = _ops(path.with_name("ops.csv"), chip)
     return Side(name, chip, command,
-                {key: SideStep(*row, ops.get(key, {})) for key, row in steps.items()})  # fmt: skip
+                {key: SideStep(*row, ops.get(key, {}), sizes[key])
+                 for key, row in steps.items()})  # fmt: skip
+
+
+def _sizes(phase: str, batch: int, seq: int, context: int) -> str:
+    """The sizes that a phase has; samples without tokens are counted as sequences of one."""
+    if phase == "decode":
+        return f"B = {batch:,}, L = {context:,}"
+    return f"B = {batch:,}, S = {seq:,}" if seq > 1 else f"B = {batch:,}"
 
 
 def _ops(path: Path, chip: str) -> dict[tuple[str, str], Groups]:

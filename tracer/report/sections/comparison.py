@@ -31,6 +31,7 @@ def section(study: Study) -> Section | None:
             + (f", from `{other.command}`" if other.command else "")
             + ". A change is relative to the other, negative where this one takes less."
         ),
+        _sizes(mine, other, common),
         _steps(mine, other, common),
         *(
             op_differences(phase, mine.steps[phase, e].ops, other.steps[phase, e].ops)
@@ -50,6 +51,19 @@ def _name(other: Side, mine: Side) -> str:
 
 def _change(this: float, other: float) -> float | None:
     return this / other - 1 if other else None
+
+
+def _sizes(mine: Side, other: Side, common: list[tuple[str, str]]) -> Text | None:
+    """Which phases ran at other sizes there: their FLOPs and seconds are of other work."""
+    found = {
+        key[0]: (mine.steps[key].sizes, other.steps[key].sizes)
+        for key in common
+        if mine.steps[key].sizes != other.steps[key].sizes
+    }
+    if not found:
+        return None
+    lines = [f"{phase} has {here} here and {there} there" for phase, (here, there) in found.items()]
+    return Text(f"**Not the same work**: {'; '.join(lines)}. The changes hold what that makes.")
 
 
 def _steps(mine: Side, other: Side, common: list[tuple[str, str]]) -> Table | None:
