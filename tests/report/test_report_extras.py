@@ -1,9 +1,11 @@
 """The sections that wait for data of later stages: absent without, whole with."""
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 from report_extras import GRID, full_study
 from report_studies import sections
 
+from tracer.report.bars import draw_curves
 from tracer.report.blocks import Figure, blocks_of, placed
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
@@ -116,3 +118,13 @@ def test_labels_of_the_figures_do_not_overlap(built):
                 assert not inside, (block.name, text, other)
         for text, box in boxes[-3:]:
             assert box.x1 <= whole.x1 + 1, (block.name, text)
+
+
+def test_marks_of_one_figure_can_be_told_apart():
+    """Three crossings in one figure: three styles of line, as the legend has them."""
+    canvas = Canvas()
+    marks = [("reaches the ridge: 10", 10), ("no longer fits: 20", 20), ("waits for compute: 5", 5)]
+    draw_curves(canvas, [("step", [1, 100], [1, 2], "#000000", "-")], ("S", "seconds"), "t", marks)
+    (axes,) = canvas.axes
+    drawn = {line.get_label(): repr(line._unscaled_dash_pattern) for line in axes.lines}
+    assert len({drawn[name] for name, _ in marks}) == 3

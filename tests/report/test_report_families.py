@@ -313,6 +313,9 @@ def test_a_cache_with_windows_is_not_as_large_as_its_tokens():
         f"a sequence of 48 tokens keeps {size(kept)} of the {size(4 * 48 * a_token)} that all "
         "layers write for them (windows)"
     )
+    unknown = replace(study("gpt_oss").inventory, kv_bytes_per_token=0)  # as without a prompt
+    alone = dict(fingerprint(replace(study("gpt_oss"), inventory=unknown)))["cache of a sequence"]
+    assert alone == f"a sequence of 48 tokens keeps {size(kept)}"
     limits = tables("gpt_oss")["limits"]
     held = dict(zip(column(limits, "limit"), column(limits, "value"), strict=True))
     tokens = held["tokens of cache that the whole memory of a chip holds, in sequences of 48"]

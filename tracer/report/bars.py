@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +117,9 @@ def draw_stacked(
     figure.legend(fontsize=SMALL, loc="outside lower center", ncols=3, frameon=False)
 
 
+_MARKS: tuple[Any, ...] = (":", "-.", (0, (6, 3)), (0, (1, 4)))  # so that a legend tells which
+
+
 def draw_curves(
     figure: Any, curves: Sequence[tuple[str, Sequence[float], Sequence[float], str, str]],
     labels: tuple[str, str], title: str, marks: Sequence[tuple[str, float]] = (),
@@ -125,8 +129,8 @@ def draw_curves(
     axes = figure.add_subplot()
     for name, xs, ys, colour, style in curves:
         axes.plot(xs, ys, style, color=colour, label=name, markersize=4, marker="o")
-    for name, x in marks:
-        axes.axvline(x, color=INK, linewidth=0.9, linestyle=":", label=name)
+    for (name, x), style in zip(marks, itertools.cycle(_MARKS), strict=False):
+        axes.axvline(x, color=INK, linewidth=0.9, linestyle=style, label=name)
     if level is not None:
         axes.axhline(level[1], color=INK, linewidth=0.9, linestyle="--", label=level[0])
     axes.set_xscale("log")

@@ -104,6 +104,8 @@ def _kept(study: Study) -> str:
     length = step.workload.context
     kept, whole = step.memory.kv / step.workload.batch, study.inventory.kv_bytes_per_token * length
     held = f"a sequence of {length:,} tokens keeps {size(kept)}"
+    if kept and not whole:  # no prompt was traced, or nothing grows with it
+        return held
     if kept > whole * 1.01:
         more = "a state, windows or an encoder's keys"
         return f"{held}, of which {size(kept - whole)} do not grow with them ({more})"
