@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import TEXT, default, program, trace
+from tiny_models import TEXT, default, ledger, program, trace
 
 from tracer.capture.huggingface import HuggingFaceProgram
 from tracer.capture.huggingface.config import is_uniform, with_layers
@@ -136,3 +136,15 @@ def test_a_config_that_does_not_build_says_why(tmp_path: Path) -> None:
         load_program(broken)
     with pytest.raises(UserError, match="in bf16 only"):
         load_program(write(tmp_path, model_type="llama", **TEXT), dtype="fp8")
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba"])
+def test_a_state_space_decodes_one_token_whatever_came_before(kind: str) -> None:
+    """Not its whole past, over which a mask of all ones would spread it: of two layers 768 wide,
+    inner 1536, 16 states and a rank of 48, and a head of 50,280.
+    """
+    layer = 768 * 2 * 1536 + 1536 * (48 + 2 * 16) + 48 * 1536 + 1536 * 16 + 1536 * 768
+    for context in (33, 97):
+        kernels = ledger(trace(default(kind), "decode", batch=2, context=context)).kernels
+        products = sum(k.cost.total_flops for k in kernels if k.kind != "conv")
+        assert products == 2 * 2 * (2 * layer + 768 * 50_280)  # 2 FLOPs, 2 tokens

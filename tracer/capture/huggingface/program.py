@@ -277,8 +277,10 @@ class HuggingFaceProgram:
         if need == "full":
             notes.append("decode: the cache is transformers' own, some of it copied at every step")
         inputs = self._text(model, batch, 1, device, context) | {"use_cache": True}
-        if forgets_images(model):
-            inputs.pop("attention_mask", None)  # they would make positions for all of its length
+        if forgets_images(model) or name == "cache_params":
+            # One would make positions for all of its length; state spaces would spread the token
+            # over it, so that transformers' generate leaves it out after the prompt.
+            inputs.pop("attention_mask", None)
         if cache is not None:
             inputs[name or "past_key_values"] = cache
         inputs = accepted(model, inputs)
