@@ -49,6 +49,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 8,
         "num_experts_per_tok": 2, "sliding_window": 16,
     },
+    "mamba": {
+        "model_type": "mamba", "architectures": ["MambaForCausalLM"], "vocab_size": 96,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "state_size": 8,
+        "time_step_rank": 4,
+    },
     "vit": {
         "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -70,8 +70,8 @@ class Categories:
         roles = self._runs.get(path, set())
         if "lookup" in roles:
             return EMBEDDING
-        if "convolution" in roles:
-            return CONVOLUTIONS
+        if "convolution" in roles and not roles & {"product", "batched"}:
+            return CONVOLUTIONS  # one that also runs products, as a state space, is more than that
         if not _in_layer(path):
             if "product" not in roles:
                 return REST

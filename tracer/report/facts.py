@@ -161,6 +161,9 @@ def mix_of(step: Step) -> str:
 
 def masks(study: Study) -> bool:
     """Whether attention is causal in some step: fused, it then runs fewer pairs than naive."""
+    fused = [step for step in study.steps if step.ledger.execution == EFFICIENT]
+    if fused and not any(attends(step) for step in fused):
+        return False  # a state in place of a cache
     flops: dict[str, set[float]] = {}
     for step in study.steps:
         if step.workload.phase in ("prefill", "decode"):

@@ -15,7 +15,7 @@ from ..machine import Timing
 from ..machine.symbolic import Answer, StepModel
 from ..predict import Step
 from ..study.closed import EP, Closed
-from ..study.crossovers import compute_bound_batch, crossover, first_crossing, sums
+from ..study.crossovers import FAR, compute_bound_batch, crossover, first_crossing, sums
 from ..study.exploration import compute_bound_exploration
 from ..study.records import Crossover
 from .records import RIDGE, ContextLimit, Crossing, DecodeLimit, Sweep, SweepPoint
@@ -84,6 +84,13 @@ def covered(f: Formulas, point: Mapping[str, int]) -> bool:
     return True
 
 
+def unbounded(f: Formulas, name: str) -> bool:
+    """Whether the formulas hold however large a size gets: learned positions end, and a state that
+    was made for one batch serves no other.
+    """
+    return covered(f, {**f.point, name: FAR})
+
+
 def _answer(f: Formulas, name: str, values: Sequence[int]) -> Answer:
     return f.model.answer({**f.point, name: np.array(values, dtype=np.float64)})
 
@@ -125,7 +132,9 @@ def _crossings(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:
     at = {k: v for k, v in f.point.items() if k != name}
     total = sums(f.closed, f.model, at)
     sides = ("FLOPs at the peak, s", "bytes, s")
-    if name == "B":
+    if not unbounded(f, name):
+        ridge = crossover("", name, total["compute"], total["memory"], sides, low, most)
+    elif name == "B":
         ridge = compute_bound_batch(f.closed, f.model, at)
     else:
         ridge = crossover("", name, total["compute"], total["memory"], sides, low)
@@ -204,7 +213,7 @@ def _changes(f: Formulas, name: str, values: Sequence[int]) -> list[Crossing]:
 def decode_limits(f: Formulas, timing: Timing) -> list[DecodeLimit]:
     """Expert parallelism by context: from which batch a chip on decode waits for compute."""
     closed, model = f.closed, f.model
-    if "B" not in f.point or "L" not in f.point:
+    if "B" not in f.point or "L" not in f.point or not unbounded(f, "B"):
         return []
     sizes = [1]
     if closed.experts is not None:
@@ -225,7 +234,7 @@ def decode_limits(f: Formulas, timing: Timing) -> list[DecodeLimit]:
 
 def context_limit(f: Formulas) -> list[ContextLimit]:
     """Where FLOP/B goes as the context grows without end; empty where its FLOPs do not grow."""
-    if "L" not in f.point:
+    if "L" not in f.point or not unbounded(f, "L"):
         return []
     total = sums(f.closed, f.model, {k: v for k, v in f.point.items() if k != "L"})
     far, farther = ({"L": 2**k} for k in (60, 61))
