@@ -98,15 +98,22 @@ def _blocks(trace: Trace, layer: str, category: str) -> list[str]:
     return sorted(mine, key=lambda path: (path.count("."), path))
 
 
+def _stored(study: Study) -> Trace:
+    """A trace with the weights as a server holds them; training may keep them in another format."""
+    steps = study.steps
+    return next((s for s in steps if s.workload.phase != "training"), steps[0]).trace
+
+
 def _parameters(study: Study) -> Section | None:
-    trace = study.steps[0].trace
+    trace = _stored(study)
     by_category = parameters_by_category(study)
     whole = sum(by_category.values())
     if not whole:
         return None
     parameters = [p for p in trace.parameters if not p.buffer]
     buffers = sum(p.nbytes for p in trace.parameters if p.buffer)
-    trainable = sum(p.numel for p in parameters if p.trainable)
+    first = [p for p in study.steps[0].trace.parameters if not p.buffer]
+    trainable = sum(p.numel for p in first if p.trainable)
     dtypes: dict[str, list[int]] = {}
     for p in parameters:
         row = dtypes.setdefault(p.dtype, [0, 0])
@@ -118,6 +125,9 @@ def _parameters(study: Study) -> Section | None:
         f"{held:,} bytes as stored"
     )
     text += f"; buffers take {buffers:,} more." if buffers else "."
+    trained = sum(p.nbytes for p in first)
+    if study.steps[0].workload.phase == "training" and trained != held:
+        text += f" In training they take {trained:,} bytes."
     figure = Figure(
         "parameters",
         "Where the parameters live. This is not where the time goes: compare with the shares of "
@@ -141,11 +151,12 @@ def _parameters(study: Study) -> Section | None:
         ),
         Table(
             "parameters_by_dtype",
-            "Parameters by the type that they are stored in, in the first phase traced.",
+            "Parameters by the type that they are stored in"
+            f"{_without_training(study)}.",
             (Column("dtype", "dtype", "code"), Column("parameters", "parameters", "count"),
              Column("bytes", "bytes", "B")),
             [(name, numel, nbytes) for name, (numel, nbytes) in sorted(dtypes.items())],
-            ("total", whole, held),
+            ("total", sum(p.numel for p in parameters), held),
         ),
         figure,
     )  # fmt: skip
@@ -156,8 +167,14 @@ def _each(whole: int, count: int) -> int | None:
     return whole // count if whole % count == 0 else None
 
 
+def _without_training(study: Study) -> str:
+    """Says where the formats are from, if there is a training step beside."""
+    phases = {step.workload.phase for step in study.steps}
+    return ", outside of training" if "training" in phases and len(phases) > 1 else ""
+
+
 def _modules(study: Study) -> Section | None:
-    trace = study.steps[0].trace
+    trace = _stored(study)
     groups: dict[str, list[int]] = {}
     owners: dict[str, set[str]] = {}
     for p in trace.parameters:
