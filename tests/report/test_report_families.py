@@ -14,10 +14,8 @@ from tracer.report.blocks import Diagram, Figure, Table, Text, blocks_of, placed
 from tracer.report.categories import Categories
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
-from tracer.report.fingerprint import fingerprint
 from tracer.report.sections import build
 from tracer.report.sections.analytic import _ASSUMPTIONS
-from tracer.report.text import size
 from tracer.report.units import UNITS
 
 FAMILIES = (
@@ -250,20 +248,6 @@ def test_products_in_fp32_run_at_the_rate_of_vector_units():
         assert canvas.axes, figure.name
 
 
-def test_no_convolution_is_asked_to_run_in_fp8():
-    """Half precision has FP8 as its next smaller format; convolutions have no kernels for it."""
-    found = study("half_convnet", "--phase", "forward", "--exec", "efficient")
-    (step,), (phase,) = found.steps, gather(found).phases
-    busy = {"conv": 0.0, "gemm": 0.0}
-    for timed in step.times.kernels:
-        if timed.works == "compute" and timed.kernel.kind in busy:
-            busy[timed.kernel.kind] += timed.total - timed.launch
-    assert busy["conv"] > 0
-    name, ratio, part = phase.faster
-    assert (name, round(ratio, 2)) == ("fp8", 2)
-    assert part == pytest.approx(busy["gemm"] / sum(busy.values()))
-
-
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_a_layers_own_sums_belong_to_no_block(name):
     """What a table of modules has under the feed-forward is all of that category, to the byte;
@@ -283,56 +267,6 @@ def test_a_layers_own_sums_belong_to_no_block(name):
     costs = step.ledger.by(Categories(step.trace).of_part)
     assert costs[category].total_bytes == moved
     assert Categories(step.trace).of("model.layers.1") == "rest"
-
-
-def test_a_block_that_attends_itself_keeps_its_mlp_apart():
-    """Of a layer's 16,640 parameters attention has the products around it: qkv and out."""
-    found = tables("denoiser")["parameters_by_category"]
-    by = dict(zip(column(found, "category"), column(found, "parameters"), strict=True))
-    assert by["attention"] == 2 * (33 * 96 + 33 * 32)
-    assert by["feed-forward"] == 2 * (33 * 128 + 129 * 32 + 33 * 32)  # the scale reads the time
-    known = Categories(study("denoiser").steps[0].trace)
-    assert known.of("blocks.1.mlp.1") == "feed-forward"  # the GELU between its two products
-    assert known.of("blocks.0.norm") == "rest"
-    assert known.of("blocks.0") == known.of("blocks.1.qkv") == "attention"
-
-
-def test_a_cache_with_windows_is_not_as_large_as_its_tokens():
-    """GPT-OSS: 2 of 4 layers keep 16 of 48 tokens, 2 keys and 2 values of 8 BF16 each."""
-    a_token = 2 * 2 * 8 * 2
-    kept = (2 * 48 + 2 * 16) * a_token
-    told = dict(fingerprint(study("gpt_oss")))["cache of a sequence"]
-    # A window of 16 is full before the prompt ends: it counts for no token of the inventory.
-    assert told == (
-        f"a sequence of 48 tokens keeps {size(kept)}, of which {size(2 * 16 * a_token)} do not "
-        "grow with them (a state, windows or an encoder's keys)"
-    )
-    inventory = replace(study("gpt_oss").inventory, kv_bytes_per_token=4 * a_token)
-    wide = dict(fingerprint(replace(study("gpt_oss"), inventory=inventory)))["cache of a sequence"]
-    assert wide == (
-        f"a sequence of 48 tokens keeps {size(kept)} of the {size(4 * 48 * a_token)} that all "
-        "layers write for them (windows)"
-    )
-    unknown = replace(study("gpt_oss").inventory, kv_bytes_per_token=0)  # as without a prompt
-    alone = dict(fingerprint(replace(study("gpt_oss"), inventory=unknown)))["cache of a sequence"]
-    assert alone == f"a sequence of 48 tokens keeps {size(kept)}"
-    limits = tables("gpt_oss")["limits"]
-    held = dict(zip(column(limits, "limit"), column(limits, "value"), strict=True))
-    tokens = held["tokens of cache that the whole memory of a chip holds, in sequences of 48"]
-    assert tokens == pytest.approx(141e9 / kept * 48)
-    assert "cache of a sequence" not in dict(fingerprint(study("llama")))
-
-
-def test_an_embedding_of_time_is_no_rotary_encoding():
-    def position(name):
-        return dict(zip(*(column(tables(name)["fingerprint"], k) for k in ("property", "value")),
-                        strict=True))["position encoding"]  # fmt: skip
-
-    assert (
-        position("denoiser") == "sines and cosines of a position or a time, multiplied with nothing"
-    )
-    for name in ("deepseek", "llama", "gpt_oss"):
-        assert position(name) == "rotary (sines and cosines, multiplied in)"
 
 
 # Section 2, the notation of 5.2 and the exploration of 6.7 of the seed report.
