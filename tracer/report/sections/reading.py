@@ -142,6 +142,8 @@ def _sizes(study: Study) -> str:
     lines = ["B sequences of S tokens."] if phases - {"decode"} else ["B sequences."]
     if "decode" in phases:
         lines.append("A decoded token attends L keys, its own included.")
+    if "prefill" in phases:
+        lines.append("Prefill has logits at every position, as the model's forward gives them.")
     return " ".join(lines)
 
 
