@@ -49,6 +49,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 8,
         "num_experts_per_tok": 2, "sliding_window": 16,
     },
+    "jamba": _TEXT | {
+        "model_type": "jamba", "architectures": ["JambaForCausalLM"], "num_experts": 4,
+        "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8,
+        "mamba_dt_rank": 4, "use_mamba_kernels": False,
+    },
     "mamba": {
         "model_type": "mamba", "architectures": ["MambaForCausalLM"], "vocab_size": 96,
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "state_size": 8,

@@ -6,6 +6,7 @@ from tracer.report.blocks import Text, blocks_of
 from tracer.report.categories import PRODUCTS, Categories
 from tracer.report.data import tables_of
 from tracer.report.facts import masks
+from tracer.report.fingerprint import fingerprint
 
 SHORT = ("--seq", "8", "--context", "12")
 
@@ -31,6 +32,14 @@ def test_no_causal_attention_and_no_convolutions():
     assert "causal" not in text
     # The mixer convolves, but its time is that of its products and its scan.
     assert Categories(mine.steps[0].trace).of("backbone.layers.0.mixer") == PRODUCTS
+
+
+def test_the_cache_of_a_hybrid_is_that_of_its_attention():
+    """2 keys and 2 values of 8 a token, of 4 heads; a state of 64 x 8 in the layer before."""
+    told = dict(fingerprint(study("jamba", "--phase", "decode", "--exec", "efficient", *SHORT)))
+    assert told["KV cache of a layer"] == (
+        "32 elements a token of 64 (2 key-value heads, 2 queries share each)"
+    )
 
 
 def test_nothing_grows_with_the_context():

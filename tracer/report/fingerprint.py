@@ -11,6 +11,7 @@ from ..cost.roles import storage_roles
 from ..cost.work import ATTENTION
 from ..machine.shapes import attention_operands
 from ..predict import Step
+from .categories import ATTENTION as ATTENTION_PART
 from .categories import Categories
 from .facts import detailed, routing, steps_of, tied
 from .summary import Study
@@ -115,17 +116,22 @@ def _kept(study: Study) -> str:
 
 
 def _cached(study: Study) -> int:
-    """Elements that the first layer with a cache keeps of a token; 0 if none shows it."""
+    """Elements that the first attention with a cache keeps of a token; 0 if none shows it."""
     step = next((s for s in steps_of(study) if s.workload.phase == "decode"), None)
     if step is None:
         return 0
     trace = step.trace
-    roles = storage_roles(trace)
+    roles, known = storage_roles(trace), Categories(trace)
     largest: dict[str, dict[int, TensorRef]] = {}  # by module and storage
     for op in trace.ops:
         for ref in op.inputs():
-            if roles[ref.storage] == "kv" and len(ref.shape) >= 3:
-                mine = largest.setdefault(trace.module_of(op), {})
+            place = trace.module_of(op)  # a state space keeps a state, which is no cache of tokens
+            if (
+                roles[ref.storage] == "kv"
+                and len(ref.shape) >= 3
+                and known.of(place) == ATTENTION_PART
+            ):
+                mine = largest.setdefault(place, {})
                 if ref.storage not in mine or ref.numel > mine[ref.storage].numel:
                     mine[ref.storage] = ref
     for refs in largest.values():
