@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from report_studies import sections, study
 
+from tracer.report.blocks import Table, Text
 from tracer.report.categories import Categories
 from tracer.report.data import tables_of
 from tracer.report.facts import gather
@@ -83,3 +84,23 @@ def test_an_embedding_of_time_is_no_rotary_encoding():
     )
     for name in ("deepseek", "llama", "gpt_oss"):
         assert position(name) == "rotary (sines and cosines, multiplied in)"
+
+
+def test_the_accuracy_table_has_what_the_run_relies_on():
+    """Convolutions and FP32 lean on rows of products that were measured, and that is said."""
+
+    def told(name):
+        found = next(s for s in sections(name)[0].sections if s.title.startswith("Accuracy"))
+        (table,) = (b for b in found.blocks if isinstance(b, Table))
+        words = [b.text for b in found.blocks if isinstance(b, Text) and "Not measured" in b.text]
+        return {row[0] for row in table.rows}, words
+
+    families, words = told("convnet")
+    assert families == {"elementwise", "gemm"}
+    assert words and words[0].startswith("Not measured: products in fp32. They take the form")
+    families, words = told("half_convnet")
+    assert words[0].startswith("Not measured: convolutions. They take the form")
+    families, words = told("llama")
+    assert not words
+    assert families == {"elementwise", "gemm", "attention_prefill", "attention_decode"}
+    assert "grouped" in told("mixtral")[0]

@@ -47,7 +47,7 @@ class Shape(NamedTuple):
     """One launch of a kernel for its family's formula; all `values` of a family have one set.
 
     `measured` is whether kernels of its kind and precision were: a convolution or a product in
-    FP32 takes the form of the products in BF16, and how well that fits nobody looked.
+    FP32 takes the form of measured products, and how well that fits nobody looked.
     """
 
     family: str

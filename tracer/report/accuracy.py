@@ -89,6 +89,6 @@ def _unmeasured(groups: Sequence[Group]) -> Text | None:
     if any(g.precision in MEASURED and g.family != OTHER for g in missing):
         kinds.insert(0, "convolutions")
     return Text(
-        f"Not measured: {listed(kinds)}. They take the form and the constants of products in "
-        f"BF16, and {FOREIGN_SPREAD:.0%} stands for what it misses."
+        f"Not measured: {listed(kinds)}. They take the form and the constants of measured "
+        f"products, and {FOREIGN_SPREAD:.0%} stands for what it misses."
     )
