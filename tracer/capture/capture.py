@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 
 from ..collector import without_collector
 from ..errors import UserError
-from . import compat, remembered
+from . import compat, compat_fsdp, remembered
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
@@ -93,7 +93,7 @@ class Capture:
         enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         tensors = self._recorder.tensors
-        enter(compat.fully_shard_memory(tensors.freed, tensors.allocated))
+        enter(compat_fsdp.fully_shard_memory(tensors.freed, tensors.allocated))
         return self
 
     def __exit__(

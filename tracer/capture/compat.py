@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,6 @@ __all__ = [
     "fake_mode",
     "fake_of",
     "fake_store",
-    "fully_shard_memory",
     "fused_attention_allowed",
     "group_name",
     "is_composite",
@@ -193,36 +191,6 @@ def group_name(value: Any) -> str | None:
         value = torch.distributed.ProcessGroup.unbox(value)
     name = getattr(value, "group_name", None)
     return None if name is None else str(name)
-
-
-@contextlib.contextmanager
-def fully_shard_memory(
-    freed: Callable[[torch.Tensor], None], allocated: Callable[[torch.Tensor], None]
-) -> Iterator[None]:
-    """Tell when `fully_shard` gives the memory of gathered parameters back, and takes it again.
-
-    It resizes their storages, which no op shows.
-    """
-    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
-    if module is None:  # nobody shards
-        yield
-        return
-    own = module.free_storage, module.alloc_storage
-
-    def free(tensor: torch.Tensor) -> None:
-        if tensor.untyped_storage().size():
-            freed(tensor)
-        own[0](tensor)
-
-    def allocate(tensor: torch.Tensor) -> None:
-        own[1](tensor)
-        allocated(tensor)
-
-    module.free_storage, module.alloc_storage = free, allocate  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module.free_storage, module.alloc_storage = own  # type: ignore[attr-defined]
 
 
 def process_group(name: str) -> Any:

@@ -11,8 +11,8 @@ EP: the model's `base_model_ep_plan` over whole TP groups, see `experts`.
 CP: two chunks of every sequence a rank, see `context`.
 
 FSDP (`zero=3`): torch's `fully_shard` over each decoder layer and the rest, among DP and CP ranks;
-experts of EP ranks among those that hold the same. It refuses meta tensors, so such a step is
-traced with fake ones. Without it (`zero=0`) gradients are all-reduced behind the backward.
+experts of EP ranks among those that hold the same. Without it (`zero=0`) gradients are all-reduced
+behind the backward.
 
 Recomputation: transformers' own gradient checkpointing, whole layers or (`selective`) all of them
 but products, attention, collectives and routing.
@@ -32,8 +32,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ...errors import UserError
 from .. import compat
+from ..compat_fsdp import fully_shard_on_meta
 from ..fold import kept_of
-from ..grounds import FAKE, META, fake_twin, on
+from ..grounds import META
 from ..groups import ShardingPlan, groups_of, name_groups_by_axis
 from ..program import TRAINING
 from ..records import Trace
@@ -118,7 +119,6 @@ def _traced(
 ) -> Trace:  # fmt: skip
     trained = workload.phase == TRAINING
     fully = trained and plan.zero == 3 and plan.dp * plan.cp > 1
-    ground = FAKE if fully else META
     ends = stage == 0, stage == plan.stages - 1
     place = Place(
         None if ends[0] else (stage - 1) % plan.pp, None if ends[1] else (stage + 1) % plan.pp
@@ -127,17 +127,13 @@ def _traced(
     model: Any = cut(program, layers, first=ends[0], last=ends[1], fold=fold)
     if trained and plan.recompute != "none":
         checkpoint_layers(model, plan.recompute)
-    with on(FAKE) if fully else contextlib.nullcontext():
-        if fully:
-            model = fake_twin(model)
-        _spread(model, plan, meshes)
-        if fully:
-            with compat.outside_fake_mode():  # meshes are made of numbers; parameters stay fakes
-                _shard_fully(model, plan, meshes)
-        fill(stack_of(model))
+    _spread(model, plan, meshes)
+    if fully:
+        _shard_fully(model, plan, meshes)
+    fill(stack_of(model))
     inputs = (POSITIONS,) if plan.cp > 1 else ()
     twin = RankProgram(
-        program, model, ground, place, groups, inputs, reduces=trained and not fully
+        program, model, META, place, groups, inputs, reduces=trained and not fully
     )  # fmt: skip
     if plan.cp == 1:
         return record(twin, workload, attention=attention, fold=fold)
@@ -232,8 +228,6 @@ def _tied(model: Any) -> list[list[tuple[str, str]]]:
 
 def _shard_fully(model: Any, plan: ShardingPlan, meshes: _Meshes) -> None:
     """`fully_shard` each layer of the stack, then the rest as one."""
-    from torch.distributed.fsdp import fully_shard
-
     stack = stack_of(model)
     apart: set[Any] = set()  # experts that no other rank has
     for layer in stack:
@@ -242,14 +236,14 @@ def _shard_fully(model: Any, plan: ShardingPlan, meshes: _Meshes) -> None:
                 if not getattr(module, "_is_expert_parallel", False):
                     continue
                 if meshes.edp.size() > 1:
-                    fully_shard(module, mesh=meshes.edp)
+                    fully_shard_on_meta(module, mesh=meshes.edp)
                 else:
                     apart.update(module.parameters())
         if any(True for _ in layer.parameters()):
             mine = apart.intersection(layer.parameters())
-            fully_shard(layer, mesh=meshes.dp, ignored_params=mine or None)
+            fully_shard_on_meta(layer, mesh=meshes.dp, ignored_params=mine or None)
     root = model if plan.pp == 1 or _has_head(model) else model.base_model
-    fully_shard(root, mesh=meshes.dp, ignored_params=apart or None)
+    fully_shard_on_meta(root, mesh=meshes.dp, ignored_params=apart or None)
 
 
 def _has_head(model: Any) -> bool:
