@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .remembered import empty_like
+
 
 class MasterAdamW:
     """AdamW as mixed-precision training runs it: FP32 master weights and moments.
@@ -21,14 +23,14 @@ class MasterAdamW:
         used = [p for p in parameters if p.grad is not None]
         self.rounded: list[Tensor] = [p for p in used if p.dtype != torch.float32]
         self.plain: list[Tensor] = [p for p in used if p.dtype == torch.float32]
-        self.copies = [torch.empty_like(p, dtype=torch.float32) for p in self.rounded]
+        self.copies = [empty_like(p, torch.float32) for p in self.rounded]
         self.masters = [*self.plain, *self.copies]
         self.optimizer = torch.optim.AdamW(self.masters or [torch.empty(0)], foreach=True)
         for master in self.masters:
             self.optimizer.state[master] = {
                 "step": torch.tensor(1.0),
-                "exp_avg": torch.empty_like(master),
-                "exp_avg_sq": torch.empty_like(master),
+                "exp_avg": empty_like(master),
+                "exp_avg_sq": empty_like(master),
             }
 
     def tensors(self) -> list[Tensor]:

@@ -48,11 +48,17 @@ def runner(func: Any) -> Callable[..., Any]:
     schema = getattr(func, "_schema", None)
     if schema is None or func.namespace != "aten" or any(tag in func.tags for tag in _DATA):
         return func  # type: ignore[no-any-return]
-    if schema.name.startswith("aten::_foreach_") and not schema.returns:
-        return functools.partial(_write_lists, func)
+    if schema.name.startswith("aten::_foreach_"):
+        return functools.partial(_run_lists if schema.returns else _write_lists, func)
     if any(item.alias_info is not None for item in (*schema.arguments, *schema.returns)):
         return func  # type: ignore[no-any-return]
     return functools.partial(_run, func)
+
+
+def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.empty_like` where no record is wanted: for meta tensors it is written in Python."""
+    empty: Tensor = runner(torch.ops.aten.empty_like.default)(tensor, dtype=dtype)
+    return empty
 
 
 def _write_lists(func: Any, *args: Any, **kwargs: Any) -> None:
@@ -65,6 +71,27 @@ def _write_lists(func: Any, *args: Any, **kwargs: Any) -> None:
     shapes = [t.shape for t in lists[0]]
     if not all(_floats(one, shapes) for one in lists):
         func(*args, **kwargs)
+
+
+def _run_lists(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """An op on lists that returns one: each of its results follows from the items in one place.
+
+    The parameters of a model have few forms, so it is run on places that are not alike.
+    """
+    try:
+        lists = [[_form(item) for item in value] if type(value) is list else None for value in args]
+        rows = list(zip(*[forms for forms in lists if forms is not None], strict=True))
+        columns = zip(*dict.fromkeys(rows), strict=True)
+        few = tuple([_form(v) if f is None else (list, next(columns))
+                     for v, f in zip(args, lists, strict=True)])  # fmt: skip
+        named = tuple([(name, _form(value)) for name, value in kwargs.items()])
+    except (_Unlike, ValueError, StopIteration):  # foreign items, lists of two lengths, empty ones
+        return func(*args, **kwargs)
+    found = _outcome(func, few, named, torch.get_default_dtype())
+    if type(found) is not tuple:
+        return func(*args, **kwargs)
+    form_of = dict(zip(dict.fromkeys(rows), found, strict=True))
+    return [form_of[row].tensor() for row in rows]
 
 
 def _floats(values: list[Any], shapes: list[torch.Size]) -> bool:

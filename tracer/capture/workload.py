@@ -24,6 +24,7 @@ from .grounds import META, SYMBOLIC, VALUES, NotTried, asks_for_data, on
 from .modules import OUTSIDE
 from .program import DECODE, INFERENCE, PREFILL, TRAINING, WORKLOADS, Program, Run
 from .records import FORWARD, Trace
+from .remembered import empty_like
 from .symbolic import NotSymbolic, Sizes
 from .uncompiled import uncompiled
 
@@ -279,7 +280,7 @@ def fill_gradients(model: nn.Module) -> None:
     """Layers that folding left out get the gradient that their like got."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = empty_like(parameter)
 
 
 def _loops(trace: Trace) -> list[str]:

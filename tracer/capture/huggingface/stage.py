@@ -21,6 +21,7 @@ from torch import nn
 from ...errors import UserError
 from .. import compat
 from ..fold import Stack, kept_of, kinds_of, outermost_lists
+from ..remembered import empty_like
 from .config import text_config
 
 _NUMBER = "layer_idx"  # what transformers' layers call their place in the stack
@@ -100,10 +101,10 @@ class Unrun(nn.Module):
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
         for name, tensor in like._parameters.items():
-            empty = None if tensor is None else torch.empty_like(compat.local_tensor(tensor))
+            empty = None if tensor is None else empty_like(compat.local_tensor(tensor))
             self.register_parameter(name, None if empty is None else _trained(empty, tensor))
         for name, buffer in like._buffers.items():
-            self.register_buffer(name, None if buffer is None else torch.empty_like(buffer))
+            self.register_buffer(name, None if buffer is None else empty_like(buffer))
         for name, child in like.named_children():
             self.add_module(name, Unrun(child))
 
