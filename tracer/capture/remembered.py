@@ -88,7 +88,7 @@ def _run_lists(func: Any, *args: Any, **kwargs: Any) -> Any:
     except (_Unlike, ValueError, StopIteration):  # foreign items, lists of two lengths, empty ones
         return func(*args, **kwargs)
     found = _outcome(func, few, named, torch.get_default_dtype())
-    if type(found) is not tuple:
+    if found is None or isinstance(found, _Form):
         return func(*args, **kwargs)
     form_of = dict(zip(dict.fromkeys(rows), found, strict=True))
     return [form_of[row].tensor() for row in rows]

@@ -99,7 +99,10 @@ class TensorTable:
 
     def identify(self, tensor: Tensor, role: str) -> int:
         """The storage id of `tensor`, which existed before the trace or is known, with its role."""
-        sid: int = self.rows[self.see(tensor, -1)][3]
+        try:
+            sid = self.register(tensor.untyped_storage())
+        except (RuntimeError, NotImplementedError):
+            sid = self.storage_of(self.see(tensor, -1))
         self.mark(sid, role)
         return sid
 

@@ -251,7 +251,7 @@ def _left_to_read(
     inside: list[TensorRef] = []
     for write in reversed(alive.get(moved.storage, ())):
         wrote = write.moved.region
-        if region is not None and wrote is not None and disjoint(wrote, region):
+        if region is not None and wrote is not None and wrote != region and disjoint(wrote, region):
             continue
         readers.setdefault((moved.storage, write.writer), []).append(index)
         mine = write.writer != index and kernel_of.get(write.writer) == kernel
@@ -266,9 +266,10 @@ def _left_to_read(
             return 0
     if region is None:
         return moved.nbytes
-    if any(covers(held, region) for held in registers):
+    if any(covers(other, region) for other in registers):
         return 0
-    left: int = most((moved.nbytes - _bytes_inside(region, [*inside, *registers]), 0))
+    held = [*inside, *registers]
+    left: int = most((moved.nbytes - _bytes_inside(region, held), 0)) if held else moved.nbytes
     return left
 
 

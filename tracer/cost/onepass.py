@@ -31,6 +31,9 @@ def one_pass(ledger: Ledger) -> Ledger:
     tensor in another precision, and transposing copies of its results if nobody else reads those.
     """
     ops = ledger.trace.ops
+    rounding = [index for index, op in enumerate(ops) if _rounds(op)]
+    if not rounding:
+        return ledger
     flow = Dataflow(ops)
     kernel_of = {p.op: k for k in ledger.kernels for p in k.parts}
     readers: dict[int, list[int]] = {}
@@ -44,8 +47,9 @@ def one_pass(ledger: Ledger) -> Ledger:
 
     taken: set[int] = set()
     casts: list[set[int]] = []
-    for index, op in enumerate(ops):
-        if index in kernel_of and _rounds(op):
+    for index in rounding:
+        if index in kernel_of:
+            op = ops[index]
             members = _members(index, ops, flow, kernel_of) - taken
             for made in sorted(members):
                 after = [i for i in readers.get(made, []) if i not in members]
@@ -53,8 +57,6 @@ def one_pass(ledger: Ledger) -> Ledger:
                     members |= set(after)
             taken |= members
             casts.append(members)
-    if not casts:
-        return ledger
 
     roles = storage_roles(ledger.trace)
     parts = {p.op: p for p in ledger.parts()}
