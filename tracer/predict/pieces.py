@@ -11,6 +11,7 @@ against stages traced as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from ..capture.records import Storage, Trace
 from ..collector import without_collector
 from ..cost import Cost, Kernel, Ledger
 from ..cost.lowered import in_fp8, saved_weights
+from ..errors import UserError
 from ..parallel.memory import Moving
 from ..parallel.network import Network
 from ..parallel.plan import Plan
@@ -85,11 +87,9 @@ def traced(
     network: Network, fp8: bool,
 ) -> Traced:  # fmt: skip
     """A stage as a piece; `layers` None for those that the plan gives it."""
-    from ..capture.workload import record
-
     with without_collector():
         if uncut(cut):
-            trace = record(program, work)
+            trace = alone(program, work)
         else:
             from ..capture.huggingface.sharded import record_rank
 
@@ -109,6 +109,26 @@ def traced(
 
 
 _NEGATIVE = -1
+
+
+def alone(program: Any, work: Any) -> Trace:
+    """The trace of one GPU with all of the model.
+
+    `record` folds layers that are all alike. Where every other one sees a window (GPT-OSS), those
+    of a plan's stage are folded, so the model is a stage of its own; if its code does not run as
+    one, all layers are traced.
+    """
+    from ..capture.workload import record
+
+    if program.layers == 0 and hasattr(program, "config"):
+        from ..capture.huggingface.config import differs_by_window
+        from ..capture.huggingface.sharded import record_rank
+        from ..capture.huggingface.stage import layers_of
+
+        if differs_by_window(program.config) and layers_of(program) is not None:
+            with contextlib.suppress(UserError):
+                return record_rank(program, work, Plan(micro_batch=work.batch))
+    return record(program, work)
 
 
 def uncut(cut: Plan) -> bool:

@@ -232,9 +232,9 @@ def model_flops(program: Any, phase: str, seq: int, context: int) -> tuple[float
 
     An optimizer has none, and which ops run as one kernel does not matter to them.
     """
-    from ..capture.workload import Workload, record
+    from ..capture.workload import Workload
 
-    trace = record(program, Workload(phase, 1, seq, context, optimizer="none"))
+    trace = pieces.alone(program, Workload(phase, 1, seq, context, optimizer="none"))
 
     def count(causal: str) -> float:
         ledger = price(trace, Conventions(causal=causal), execution=NAIVE)

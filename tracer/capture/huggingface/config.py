@@ -120,6 +120,20 @@ def is_uniform(config: Any) -> bool:
     )
 
 
+def differs_by_window(config: Any) -> bool:
+    """Whether layers differ in which keys their attention sees, and in nothing else of a list."""
+    depth = getattr(config, "num_hidden_layers", None)
+    lists = {
+        key: set(map(str, value)) for key, value in config.to_dict().items()
+        if isinstance(value, (list, tuple)) and len(value) == depth
+    }  # fmt: skip
+    differing = {key: kinds for key, kinds in lists.items() if len(kinds) > 1}
+    return set(differing) == {"layer_types"} and differing["layer_types"] <= _WINDOWS
+
+
+_WINDOWS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
 def first_line(error: BaseException) -> str:
     """The message's first line that says something, or the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
