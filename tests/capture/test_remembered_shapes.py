@@ -29,6 +29,10 @@ CASES = [
     (aten.max.dim, (meta(3, 5), 1), {}),
     (aten._foreach_sqrt.default, ([meta(3), meta(4)],), {}),
     (aten._foreach_sqrt.default, ([meta(3)],), {}),
+    (aten._foreach_sqrt.default, ([meta(4), meta(3), meta(4)],), {}),  # alike ones run once
+    (aten._foreach_norm.Scalar, ([meta(4), meta(4)],), {}),
+    (aten._foreach_mul.List,
+     ([meta(3), meta(3), meta(3)], [meta(2, 3), meta(3), meta(3, dtype=torch.float64)]), {}),
     (aten.arange.start, (0, 7), {"device": torch.device("meta"), "pin_memory": False}),
 ]  # fmt: skip
 

@@ -1,11 +1,12 @@
 """Stages put together from pieces, against the same stages traced as a whole."""
 
 import pytest
-from transformers import LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from tracer.capture.huggingface import HuggingFaceProgram
 from tracer.capture.huggingface.stage import layers_of
-from tracer.capture.workload import Workload
+from tracer.capture.workload import Workload, record
+from tracer.cost import price
 from tracer.parallel.network import network_of
 from tracer.parallel.plan import Plan
 from tracer.predict import pieces
@@ -110,3 +111,17 @@ def test_a_piece_is_traced_once_for_all_lengths(monkeypatch):
                 program, work, Plan(pp=3), range(each), (0,) * each, ends, KERNELS, links, False
             )
     assert sorted(seen) == [0, 0, 4]
+
+
+@pytest.mark.parametrize("phase", ["training", "prefill", "decode"])
+def test_layers_that_differ_by_a_window_are_folded(phase):
+    """Ten layers of two kinds run as six; an optimizer updates whatever may be trained."""
+    config = GptOssConfig(
+        **SIZES, num_hidden_layers=10, num_local_experts=4, num_experts_per_tok=2, head_dim=32,
+        sliding_window=64,
+    )  # fmt: skip
+    program, work = HuggingFaceProgram("gpt", config), Workload(phase, 2, 128, 128, "none")
+    folded, whole = pieces.alone(program, work), record(program, work)
+    assert sum(op.times for op in folded.ops) > len(folded.ops)
+    assert len(whole.ops) == sum(op.times for op in whole.ops)
+    assert price(folded).total() == price(whole).total()
