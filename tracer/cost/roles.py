@@ -50,7 +50,7 @@ def made_of_weights(trace: Trace, until: int | None = None) -> set[int]:
     for op in trace.ops[:until]:
         inputs = {ref.storage for ref in op.inputs()}
         outputs = {out.storage for out in op.outputs} - inputs
-        if inputs and inputs <= same | made:
+        if inputs and inputs - same <= made:
             made |= outputs
         else:
             made -= outputs
