@@ -26,6 +26,11 @@ CONFIGS = {
         **SIZES, num_hidden_layers=18, num_experts=8, num_experts_per_tok=2, head_dim=32,
         moe_intermediate_size=128, mlp_only_layers=[0],
     ),
+    # Its plan for TP ranks names nothing in a layer: ends that TP cuts go with layers that EP does.
+    "gpt_oss": lambda: GptOssConfig(
+        **SIZES, num_hidden_layers=18, num_local_experts=8, num_experts_per_tok=2, head_dim=32,
+        layer_types=["full_attention"] * 18,
+    ),
 }  # fmt: skip
 LAYER = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512 + 2 * 256  # parameters of Llama's
 NETWORK, KERNELS = network_of("h100_ib"), Kernels()
@@ -38,7 +43,7 @@ NETWORK, KERNELS = network_of("h100_ib"), Kernels()
         ("llama", "dp4 fsdp", "training"), ("llama", "tp2", "decode"),
         ("mixtral", "tp2 ep4 dp2 recompute=selective", "training"),
         ("mixtral", "tp2 ep2", "prefill"),
-        ("qwen", "ep4 dp4", "training"),
+        ("qwen", "ep4 dp4", "training"), ("gpt_oss", "tp2 ep4 dp2", "training"),
     ],
 )  # fmt: skip
 def test_pieces_are_what_whole_stages_are(name, words, phase):

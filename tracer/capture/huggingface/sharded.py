@@ -72,7 +72,7 @@ def record_rank(
     """
     place = rank * plan.pp // plan.world
     stage = place if stage is None else stage
-    _check(program, workload, plan)
+    _check(program, workload, plan, alone=layers is not None and not layers)
     if stage % plan.pp != place:
         raise UserError(f"stage {stage} is on pipeline rank {stage % plan.pp}, rank {rank} is not")
     where = layers_of(program)
@@ -97,13 +97,16 @@ def record_rank(
     return trace
 
 
-def _check(program: HuggingFaceProgram, workload: Workload, plan: ShardingPlan) -> None:
+def _check(
+    program: HuggingFaceProgram, workload: Workload, plan: ShardingPlan, *, alone: bool
+) -> None:
+    """`alone`: an embedding or a head without layers, of a plan whose layers were looked at."""
     if workload.batch != plan.micro_batch:
         raise UserError(
             f"batch {workload.batch}: a data rank of this plan runs micro_batch={plan.micro_batch} "
             "sequences at once"
         )
-    if reasons := illegal(program, workload, plan):
+    if not alone and (reasons := illegal(program, workload, plan)):
         raise UserError(f"{program.name}: plan {plan}: {'; '.join(reasons)}")
     replicas = plan.dp * plan.cp
     if workload.phase == TRAINING and replicas > 1 and plan.zero not in (0, 3):
