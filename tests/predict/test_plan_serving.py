@@ -99,11 +99,48 @@ def test_eager_launches_bound_a_small_decode():
 
 def test_the_exchange_bounds_decode():
     # arXiv 2505.09343, 2.3.2: (1 + 2) bytes x tokens x copies x hidden / bandwidth, twice a layer,
-    # for half of the sequences. 16 ranks span two nodes of 8: the NIC's 50 GB/s; 4 layers of MoE.
+    # for half of the sequences. 16 ranks span two nodes of 8: half of the 4 copies take the NIC,
+    # with 50 GB/s; 4 layers of MoE. Of 8 ranks, 7 are reached over links of 450 GB/s.
     found = serve("dp=16 ep=16", "decode", 8)
-    by_hand = 2 * 4 * 3 * 4 * 4 * 256 / 50e9
+    by_hand = 2 * 4 * 3 * 4 * (4 / 2) * 256 / 50e9
     assert found.ep_limit == pytest.approx(by_hand)
+    near = serve("dp=8 ep=8", "decode", 8)
+    assert near.ep_limit == pytest.approx(2 * 4 * 3 * 4 * (4 * 7 / 8) * 256 / 450e9)
     assert serve("dp=16", "decode", 8).ep_limit is None
+
+
+def test_no_exchange_is_quicker_than_its_bound():
+    """Large batches, where start-up times do not hide what is left out of the bound."""
+    for words in ("dp=8 ep=8", "dp=16 ep=16", "dp=48 ep=48"):
+        found = serve(words, "decode", 4096)
+        assert found.communication > found.ep_limit
+
+
+def test_the_parts_of_a_step_add_up():
+    for words, phase, more in (
+        ("dp=16 ep=16", "prefill", {"micro_batches": 2}), ("dp=16 ep=16 pp=2", "decode", {}),
+        ("tp=2 pp=5", "prefill", {}), ("dp=16 ep=16", "decode", {"micro_batches": 2}),
+    ):  # fmt: skip
+        step = serve(words, phase, 8, **more)
+        parts = step.compute + step.slowed + step.exposed + step.hops
+        assert parts == pytest.approx(step.seconds)
+    slowed = serve("dp=16 ep=16", "prefill", 8, micro_batches=2).slowed
+    assert slowed > 0  # DeepEP's normal kernels hold SMs
+    assert serve("dp=16 ep=16", "decode", 8, micro_batches=2).slowed == 0  # these hold none
+
+
+def test_a_pipeline_holds_the_caches_of_all_its_batches():
+    """Tokens a second are those of a batch in every stage: so are the caches."""
+    one, five = serve("tp=1", "decode", 4), serve("pp=5", "decode", 4)
+    # A layer a stage: a fifth of a batch's cache, of five batches.
+    assert five.kv == pytest.approx(one.kv)
+    assert five.memory.activations == pytest.approx(one.memory.activations)
+    assert five.tokens_per_s == pytest.approx(4 / five.interval)
+    room = Headroom(0.999)
+    found = serve("pp=5", "decode", 1, solve=True, headroom=room)
+    free = found.memory.capacity - found.memory.reserve - found.memory.weights
+    each = found.kv  # of one sequence in each of five batches
+    assert found.largest_batch <= free / each
 
 
 def test_the_largest_batch_is_the_last_that_fits():

@@ -89,8 +89,8 @@ def combine(
 
 
 def ep_tpot_limit(
-    bandwidth: float, *, tokens: int = 32, hidden: int = 7168, copies: int = 9, layers: int = 61,
-    dispatch_bytes: float = 1.0, combine_bytes: float = 2.0,
+    bandwidth: float, *, tokens: float = 32, hidden: int = 7168, copies: float = 9,
+    layers: int = 61, dispatch_bytes: float = 1.0, combine_bytes: float = 2.0,
 ) -> float:  # fmt: skip
     """Least seconds a token that expert parallelism allows in decode (arXiv 2505.09343, 2.3.2).
 
@@ -107,7 +107,7 @@ def ep_tpot_limit(
         bandwidth: B/s one way of one device.
         tokens: of a device in each micro-batch.
         hidden: elements of a token.
-        copies: experts that a token goes to.
+        copies: experts that a token goes to over that link.
         layers: of the model; the paper takes all 61 as MoE layers.
         dispatch_bytes: an element on the way there (FP8).
         combine_bytes: an element on the way back (BF16).

@@ -155,7 +155,7 @@ def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Deta
     hop = sum(s.seconds for s in hops)
     return Detail(
         {COMPUTE: compute, COMMUNICATION: exposed, HOPS: hop,
-         HOST: max(step.seconds - hop - compute - exposed, 0.0)},
+         HOST: max(step.seconds - hop - compute - exposed, 0.0) if step.host else 0.0},
         {KERNELS: alone, SLOWED: max(compute - alone, 0.0)},
         kernels, shares, merged([*sent, *hops]), rows, pace,
         kernels_of(blocks[pace].passes), tuple(memories(stages, assume, step.cluster)),

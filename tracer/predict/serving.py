@@ -81,6 +81,7 @@ class ServingStep:
 
     Attributes:
         seconds: of the step, all pipeline stages: TTFT without a queue, or TPOT.
+        batch: sequences of a data rank at once; a pipeline has as many batches in flight as stages.
         interval: seconds between two steps of the instance: of its slowest stage.
         compute, communication: of one data rank, all stages, alone.
         exposed: communication that nothing hides.
@@ -92,6 +93,8 @@ class ServingStep:
         load: of the expert-parallel rank that all others wait for.
         imbalance: the part of the step that even experts would save.
         reason: why it does not run.
+        slowed: seconds that compute takes longer while messages hold SMs.
+        hops: seconds between stages.
     """
 
     model: str
@@ -116,6 +119,8 @@ class ServingStep:
     imbalance: float = 0.0
     notes: tuple[str, ...] = ()
     reason: str = ""
+    slowed: float = 0.0
+    hops: float = 0.0
 
     @property
     def feasible(self) -> bool:
@@ -148,7 +153,8 @@ class ServingStep:
             "ttft_s": self.seconds if runs and not decode else None,
             "tpot_s": self.seconds if runs and decode else None,
             "compute_s": self.compute, "communication_s": self.communication,
-            "exposed_s": self.exposed, "host_s": self.host,
+            "exposed_s": self.exposed, "slowed_s": self.slowed, "hops_s": self.hops,
+            "host_s": self.host,
             "tokens_per_s": self.tokens_per_s if runs else None,
             "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu if runs else None,
             "ep_limit_s": self.ep_limit, "largest_batch": self.largest_batch,
@@ -222,21 +228,24 @@ def predict_serving(
     hop = _hops(blocks, plan, network)
     memory = fullest(stages)
     host = sum(s[3] for s in spans)
+    compute = sum(b.passes.seconds(FORWARD) for b in blocks) * assume.micro_batches
+    slowed = sum(s[2] for s in spans) - compute if assume.micro_batches == 2 else 0.0
+    kv = max(b.kv for b in blocks) * _in_flight(blocks, assume)
     step = ServingStep(
         program.name, phase, plan, cluster, batch, seq, context,
         seconds + hop, max(s[0] for s in spans),
-        sum(b.passes.seconds(FORWARD) for b in blocks) * assume.micro_batches,
+        compute,
         sum(sum(b.passes.messages(FORWARD).values()) for b in blocks) * assume.micro_batches,
-        sum(s[1] for s in spans), host, memory,
-        max(b.kv for b in blocks) * assume.micro_batches,
+        sum(s[1] for s in spans), host, memory, kv,
         _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, load, imbalance,
         tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
                              *assume.experts.notes(load), _streams(assume, phase)])),
         "" if memory.fits else (
             f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
-            f"{max(b.kv for b in blocks) * assume.micro_batches / 1e9:.1f}) and a reserve of "
-            f"{memory.reserve / 1e9:.1f} GB in {memory.capacity / 1e9:.4g} GB"
+            f"{kv / 1e9:.1f}) and a reserve of {memory.reserve / 1e9:.1f} GB in "
+            f"{memory.capacity / 1e9:.4g} GB"
         ),
+        slowed if slowed > 1e-9 * compute else 0.0, hop,
     )  # fmt: skip
     if not solve:
         return step
@@ -318,15 +327,22 @@ def _hops(blocks: list[Block], plan: Plan, network: Network) -> float:
 
 
 def memories(stages: Stages, assume: Serving, cluster: Cluster) -> list[GpuMemory]:
-    """By stage; caches stand under activations."""
+    """By stage; caches stand under activations, of as many batches as the pipeline has stages."""
     capacity, buffers = float(cluster.chip.memory_given), stages.buffers()
+    blocks = stages.blocks()
+    in_flight = _in_flight(blocks, assume)
     return [
         GpuMemory(
-            b.weights, 0.0, 0.0, b.kv * assume.micro_batches, b.working * assume.micro_batches,
+            b.weights, 0.0, 0.0, b.kv * in_flight, b.working * assume.micro_batches,
             max(assume.headroom.reserve * capacity, buffers), capacity, buffers,
         )
-        for b in stages.blocks()
+        for b in blocks
     ]  # fmt: skip
+
+
+def _in_flight(blocks: list[Block], assume: Serving) -> int:
+    """Micro-batches whose caches a rank holds: each stage of a busy pipeline has a batch."""
+    return assume.micro_batches * len(blocks)
 
 
 def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:
@@ -338,8 +354,9 @@ def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:
     ranks = 1 if plan.attention_dp else plan.tp
     tokens = plan.micro_batch * plan.micro_batches / ranks / 2  # two micro-batches take turns
     far = plan.ep > cluster.domain
+    leaving = 1 - (cluster.domain if far else 1) / plan.ep  # copies of a token that take that link
     layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
     return ep_tpot_limit(
         cluster.nic_bandwidth if far else cluster.link_bandwidth, tokens=tokens,  # type: ignore[arg-type]
-        hidden=config.hidden_size, copies=config.num_experts_per_tok, layers=layers,
+        hidden=config.hidden_size, copies=config.num_experts_per_tok * leaving, layers=layers,
     )  # fmt: skip

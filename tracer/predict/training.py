@@ -144,6 +144,8 @@ def check(
     if plan.schedule.startswith("interleaved") and plan.chunks == 1 and plan.pp > 1:
         plan = replace(plan, chunks=2)
     reasons = stages.illegal(plan)
+    if plan.schedule in V_SHAPED and plan.chunks != 2:
+        reasons.append(f"{plan.schedule} has 2 chunks a rank, not {plan.chunks}")
     if plan.world > cluster.largest:
         reasons.append(
             f"{plan.world:,} GPUs; {cluster.name} ({cluster.id}) goes up to {cluster.largest:,}"

@@ -156,7 +156,8 @@ def _floor(facts: PlanFacts) -> Iterator[Finding]:
             "exchange-floor",
             f"Its expert exchange alone takes {seconds(facts.floor)} a token at least; this step "
             f"takes {facts.seconds / facts.floor:,.1f} times that.",
-            "all copies of a token over one link, two micro-batches in turn (arXiv 2505.09343)",
+            "copies of a token that leave its node, or else its GPU, over one link, two "
+            "micro-batches in turn (arXiv 2505.09343)",
             facts.phase,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from ..predict.training import TrainingStep
 from ..study.plans import Dropped, Found
 from . import text
 from .blocks import Table, Text
+from .units import show
 
 if TYPE_CHECKING:
     from .plan_sides import PlanSide
@@ -78,13 +79,21 @@ def _seconds(step: TrainingStep) -> list[tuple[str, str]]:
         for name, value in share
     ]
     rows += _uneven(step)
-    if step.plan.pp > 1:
-        rows += [
-            (f"  {SLOTS[kind]}", text.seconds(step.slots[kind]))
-            for kind in SLOTS
-            if step.slots.get(kind)
-        ]
-    return rows
+    return rows + _slots(step)
+
+
+def _slots(step: TrainingStep) -> list[tuple[str, str]]:
+    """The same step by slot of its pipeline, and what is left of it."""
+    if step.plan.pp == 1:
+        return []
+    slots = {SLOTS[kind]: step.slots[kind] for kind in SLOTS if step.slots.get(kind)}
+    slots["bubble, data ranks, optimizer"] = step.seconds - sum(slots.values())
+    # How DeepSeek-V3's published step splits is the only check there is.
+    return [
+        ("the same by slot", "sums over the step, mean of the ranks, exposed messages included"),
+        *((f"  {name}", text.seconds(value)) for name, value in slots.items()),
+        ("", "slots are less sure than the step: see docs/plans.md"),
+    ]
 
 
 def _uneven(step: TrainingStep | ServingStep) -> list[tuple[str, str]]:
@@ -116,18 +125,21 @@ def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
         return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step), *_edges(step)])]
     decode = step.phase == "decode"
     name = "TPOT" if decode else "TTFT, no queue"
+    slowed = f", {text.seconds(step.slowed)} of it because messages hold SMs"
+    slowed = slowed if step.slowed else ""
     keys = f"{step.context:,} keys" if decode else f"{step.seq:,} tokens"
     rows = [
         (
             name,
             f"{text.seconds(step.seconds)}, {text.plural(step.batch, 'sequence')} of {keys} "
-            "a data rank",
+            "a data rank" + (f" in each of {step.plan.pp} batches in flight" * (step.plan.pp > 1)),
         ),
-        ("  compute", text.seconds(step.compute)),
+        ("  compute", text.seconds(step.compute + step.slowed) + slowed),
         (
-            "  communication",
-            f"{text.seconds(step.communication)}, {text.seconds(step.exposed)} exposed",
+            "  exposed communication",
+            f"{text.seconds(step.exposed)} of {text.seconds(step.communication)}",
         ),
+        *([("  between stages", text.seconds(step.hops))] if step.hops else []),
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s_per_gpu:,.0f} a GPU"),
     ]
     rows[3:3] = _uneven(step)
@@ -146,8 +158,8 @@ def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
 def _spent(step: ServingStep, money: Money) -> list[tuple[str, str]]:
     """GPU hours and dollars, of a million tokens and of the tokens that were asked for."""
     hours, dollars = million(step, money)
-    price = "" if dollars is None else f", {dollars:,.2f} USD at {money.price:g} an hour"
-    rows = [("GPU hours for 1e6 tokens", f"{hours:,.2f}{price}")]
+    price = "" if dollars is None else f", {show(dollars, 'USD')} USD at {money.price:g} an hour"
+    rows = [("GPU hours for 1e6 tokens", f"{show(hours, 'hours')}{price}")]
     run = money.hours(step.tokens_per_s, step.plan.world)
     if run is not None:
         cost = money.dollars(step.tokens_per_s, step.plan.world)
@@ -160,7 +172,6 @@ def _spent(step: ServingStep, money: Money) -> list[tuple[str, str]]:
 def render_compared(study: PlanStudy, other: PlanSide) -> str:
     """Both sides of `--compare`: seconds by part, memory, throughput."""
     from .plan_sections.compared import section
-    from .units import show
 
     found = section(study)
     assert found is not None
