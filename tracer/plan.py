@@ -27,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = parser().parse_args(arguments)
+        if options.list_clusters:
+            from tracer.hardware import cluster_ids, load_cluster
+
+            from .report.terminal import cluster_table
+
+            print(cluster_table([load_cluster(name) for name in cluster_ids()]))
+            return 0
         check_options(options, given_in(parser(), arguments))
         run(options, shlex.join(["tracer.plan", *arguments]))
     except UserError as error:
@@ -95,12 +102,12 @@ def _search(options: argparse.Namespace, command: str, out: Path | None) -> None
 
     with progress() as say:
         study = search_plans(options, command, say)
-    if options.csv is not None:
-        write_whole(Path(options.csv), search_csv(study.found))
     if options.json:
         print(json.dumps(search_document(study), indent=1))
     else:
         print(render_search(study.found, options.top, verbose=options.verbose))
+    if options.csv is not None:  # behind what is printed: a full disk must not lose the search
+        write_whole(Path(options.csv), search_csv(study.found))
     if out is not None:
         _write(search_report(study), out)
 

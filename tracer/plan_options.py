@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--out", metavar="DIR", help="write the report there: report.html, .md, .json, tables, "
         "figures; of a pipeline also its timeline for Perfetto")  # fmt: skip
+    add("--list-clusters", action="store_true", help="the bundled clusters")
     add("--compare", metavar="OTHER", help="a plan as it is printed ('pp=8 dp=32 zero=1'), a "
         "cluster, a model, or report.json or plan.json of a run: both side by side")  # fmt: skip
     return p
@@ -120,7 +121,7 @@ def check_options(options: argparse.Namespace, given: set[str]) -> None:
     if options.hf_config is None:
         raise UserError("name a model: --hf-config deepseek-ai/DeepSeek-V3")
     if options.cluster is None:
-        raise UserError("name a cluster: --cluster h800_ib (tracer --list-clusters has them all)")
+        raise UserError("name a cluster: --cluster h800_ib (--list-clusters has them all)")
     if options.phase not in PHASES:
         raise UserError(f"--phase {options.phase!r}: choose one of {', '.join(PHASES)}")
     if options.search and options.phase != "training":

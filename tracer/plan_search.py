@@ -44,6 +44,8 @@ def search_plans(options: argparse.Namespace, command: str, say: Say = quiet) ->
         raise UserError(f"--schedule {options.schedule}: no pipeline schedule: {known}")
     if options.csv is not None and not Path(options.csv).absolute().parent.is_dir():
         raise UserError(f"--csv {options.csv}: no such folder: {Path(options.csv).parent}")
+    if options.csv is not None and Path(options.csv).is_dir():
+        raise UserError(f"--csv {options.csv}: is a folder; give a file")
     cluster = load_cluster(options.cluster)
     if options.gpus > cluster.largest:
         raise UserError(

@@ -229,6 +229,14 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
             ("--search", "--gpus", "8", "--global-batch", "8", "--csv", "/no/such/a.csv"),
             "no such folder: /no/such",
         ),
+        (
+            ("--search", "--gpus", "8", "--global-batch", "8", "--csv", "/tmp"),
+            "--csv /tmp: is a folder; give a file",
+        ),
+        (
+            ("--pp", "2", "--schedule", "zbv", "--chunks", "3", "--microbatches", "4"),
+            "zbv has 2 chunks a rank, not 3",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, options, says):
@@ -237,6 +245,70 @@ def test_bad_input_is_one_line_and_exit_code_2(run, options, says):
     assert not out
     assert len(err.strip().splitlines()) == 1
     assert says in err
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """The lines of a plan's table by their first column."""
+    lines = (line.split("  ") for line in text.splitlines())
+    return {next(filter(None, parts)).strip(): parts[-1].strip() for parts in lines if any(parts)}
+
+
+def test_slots_on_the_terminal_say_what_they_sum_and_add_up_to_the_step(run):
+    code, text, _ = run("--pp", "2", "--dp", "2", "--microbatches", "8")
+    assert code == 0
+    assert rows_of(text)["the same by slot"].startswith("sums over the step, mean of the ranks")
+    assert "slots are less sure than the step" in text
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+    def seconds(words: str) -> float:
+        number, unit, *_ = words.split()
+        return float(number) * units[unit.rstrip(",")]
+
+    rows = rows_of(text)
+    names = ("forward (1F)", "input gradient (1B)", "weight gradient (1W)",
+             "bubble, data ranks, optimizer")  # fmt: skip
+    # Three figures each.
+    assert sum(seconds(rows[name]) for name in names) == pytest.approx(
+        seconds(rows["step"]), rel=0.01
+    )
+    assert "the same by slot" not in run("--dp", "2")[1]
+
+
+def test_a_plan_without_expert_ranks_names_no_uneven_experts(run):
+    assert "uneven experts" not in run("--dp", "2")[1]
+    assert "uneven experts" in run("--dp", "2", "--ep", "2")[1]
+
+
+def test_small_prices_keep_three_figures(run):
+    text = run("--phase", "decode", "--batch", "64", "--dp", "1", "--price", "0.001")[1]
+    hours, dollars = rows_of(text)["GPU hours for 1e6 tokens"].split(",")[:2]
+    made = json.loads(run("--phase", "decode", "--batch", "64", "--dp", "1", "--json")[1])
+    real = 1e6 / made["tokens_per_s"] / 3600
+    assert real < 0.1
+    assert float(hours) == pytest.approx(real, rel=0.005)
+    assert float(dollars.split()[0]) == pytest.approx(real * 0.001, rel=0.005)
+
+
+def test_the_clusters_are_listed_as_by_the_main_command(capsys):
+    assert plan.main(["--list-clusters"]) == 0
+    own = capsys.readouterr().out
+    assert tracer_main(["--list-clusters"]) == 0
+    assert own == capsys.readouterr().out
+    assert "h800_ib" in own
+
+
+def test_a_csv_that_cannot_be_written_loses_no_search(monkeypatch, run, tmp_path):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    code, text, err = run(
+        "--search", "--gpus", "2", "--global-batch", "4", "--schedule", "1f1b",
+        "--csv", str(tmp_path / "a.csv"),
+    )  # fmt: skip
+    assert code == 2
+    assert "plans fit" in text
+    assert "a.csv: No space left on device" in err
 
 
 def test_a_cluster_is_named(run):

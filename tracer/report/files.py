@@ -119,6 +119,8 @@ def write_whole(path: Path, content: str | Callable[[Path], object]) -> Path:
         part.replace(path)
     except FileNotFoundError:
         raise UserError(f"cannot write {path}: its folder does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
     return path

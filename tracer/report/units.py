@@ -45,6 +45,8 @@ def _plain(value: float) -> str:
 
 
 def _amount(value: float) -> str:
+    if 0 < abs(value) < 1:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 
