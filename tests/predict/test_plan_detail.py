@@ -157,6 +157,44 @@ def test_exposed_messages_on_two_streams_by_hand():
     assert isinstance(run, overlap.Overlap)
 
 
+@pytest.mark.parametrize(
+    ("message", "sms", "left", "longer"),
+    [
+        # 10 s of compute are 12 with its SMs given away. 6 s of messages: 6 x 10/12 = 5 are done
+        # meanwhile, the other 5 alone: 11 s.
+        (6.0, 20.0, 0.0, 1.0),
+        (12.0, 20.0, 0.0, 2.0),
+        (15.0, 20.0, 3.0, 2.0),
+        (6.0, 0.0, 0.0, 0.0),  # copy engines or NICs do the work
+        (15.0, 0.0, 5.0, 0.0),
+        (0.0, 20.0, 0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_messages_behind_their_own_pass_hold_sms(message, sms, left, longer):
+    passes = Passes(forward=(
+        Segment("dp", message, sms=sms), Segment("", 4.0, 5.0), Segment("tp", 1.0, sms=20.0),
+        Segment("", 6.0, 7.0),
+    ))  # fmt: skip
+    assert passes.beside("forward", ("dp",)) == pytest.approx((left, longer, message))
+    # Two streams that start together are another way to the same seconds.
+    run = overlap.schedule([
+        overlap.StreamOp("c", overlap.COMPUTE, 10.0, slowed=12.0),
+        overlap.StreamOp("m", overlap.COMM, message, sms=sms),
+    ])  # fmt: skip
+    assert run.total == pytest.approx(10.0 + left + longer)
+
+
+def test_gathers_of_sliced_parameters_slow_the_compute_that_hides_them():
+    step, detail = trained("dp=8 zero=3 micro_batches=2")
+    none, _ = trained("dp=8 zero=3 micro_batches=2", overlap=Overlap(beside=()))
+    assert detail.compute["slower beside messages"] > 0
+    # Seconds that hide nothing, and give nothing away.
+    assert none.breakdown.compute + detail.compute["slower beside messages"] == pytest.approx(
+        step.breakdown.compute
+    )
+    assert step.seconds < none.seconds
+
+
 def test_exposed_messages_of_one_pass_by_hand():
     passes = Passes(forward=(Segment("", 2.0), Segment("ep", 1.0), Segment("dp", 3.0)))
     # 3 s over data ranks hide behind 2 s of compute, the exchange behind nothing.

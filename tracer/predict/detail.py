@@ -209,7 +209,7 @@ def _kernels(blocks: Sequence[Block], each: float) -> tuple[dict[Key, OpCost], W
 
 
 def _slowed(timed: Timed) -> float:
-    """Seconds that compute of overlapped slots takes longer, summed over ranks."""
+    """Seconds that compute takes longer beside messages, summed over ranks."""
     found, counts = 0.0, Shares(timed).counts
     for mine in counts:
         for (kind, stage, back), n in mine.items():
@@ -218,6 +218,11 @@ def _slowed(timed: Timed) -> float:
                 alone = timed.blocks[stage].passes.seconds(FORWARD)
                 alone += block.passes.seconds(BACKWARD) + timed.data.accumulation(block)
                 found += n * (run.total - run.exposed - alone)
+                continue
+            if kind in ("F", "F&B"):
+                found += n * timed.slowed(timed.blocks[stage], FORWARD)
+            if kind in ("B", "I", "F&B"):
+                found += n * timed.slowed(timed.blocks[back if kind == "F&B" else stage], BACKWARD)
     return found
 
 

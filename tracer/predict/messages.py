@@ -127,8 +127,8 @@ def exposed_alone(passes: Passes, direction: str, beside: tuple[str, ...]) -> di
     Messages of the axes `beside` hide behind its own compute as far as that reaches.
     """
     messages = passes.messages(direction)
-    hides = sum(s for axis, s in messages.items() if axis in beside)
-    left = max(hides - passes.seconds(direction), 0.0) / hides if hides else 0.0
+    exposed, _, hides = passes.beside(direction, beside)
+    left = exposed / hides if hides else 0.0
     return {axis: s * (left if axis in beside else 1.0) for axis, s in messages.items()}
 
 

@@ -7,7 +7,7 @@ as the trace has them; which of the messages hide behind compute is for the call
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,6 +89,23 @@ class Passes:
             if s.axis != COMPUTE:
                 found[s.axis] = found.get(s.axis, 0.0) + s.seconds
         return found
+
+    def beside(self, direction: str, axes: Collection[str]) -> tuple[float, float, float]:
+        """Messages of `axes` behind the compute of their own pass, as far as that reaches.
+
+        Returns:
+            Seconds that are left exposed, seconds that compute takes longer while they hold SMs,
+            and all seconds of those messages.
+        """
+        chain = self.forward if direction == FORWARD else self.backward
+        sent = [s for s in chain if s.axis in axes and s.axis != COMPUTE]
+        messages, alone = sum(s.seconds for s in sent), self.seconds(direction)
+        slowed = alone  # all of it, if they held their SMs all the while
+        if any(s.sms for s in sent):
+            slowed = sum(max(s.slowed, s.seconds) for s in chain if s.axis == COMPUTE)
+        hidden = min(messages, slowed)
+        longer = hidden * (1 - alone / slowed) if slowed else 0.0
+        return messages - hidden, longer, messages
 
 
 def joined(parts: Sequence[Passes]) -> Passes:

@@ -93,14 +93,16 @@ class Timed:
     def _alone(self, block: Block, direction: str) -> float:
         """Seconds of a pass with nothing else beside it; of the backward without weights'."""
         compute = block.passes.seconds(direction, weight=False)
-        return compute + self.exposed(block, direction)
+        return compute + self.slowed(block, direction) + self.exposed(block, direction)
 
     def exposed(self, block: Block, direction: str) -> float:
         """Seconds of a pass's messages that its own compute does not hide."""
-        messages = block.passes.messages(direction)
-        beside = sum(s for axis, s in messages.items() if axis in self.assume.overlap.beside)
-        rest = sum(messages.values()) - beside
-        return rest + max(beside - block.passes.seconds(direction), 0.0)
+        left, _, beside = block.passes.beside(direction, self.assume.overlap.beside)
+        return sum(block.passes.messages(direction).values()) - beside + left
+
+    def slowed(self, block: Block, direction: str) -> float:
+        """Seconds that its own compute takes longer while messages behind it hold SMs."""
+        return block.passes.beside(direction, self.assume.overlap.beside)[1]
 
     def _with_accumulation(self, block: Block) -> Chain:
         more = self.data.accumulation(block)

@@ -357,6 +357,6 @@ def _ep_limit(program: Program, plan: Plan, cluster: Cluster) -> float | None:
     leaving = 1 - (cluster.domain if far else 1) / plan.ep  # copies of a token that take that link
     layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
     return ep_tpot_limit(
-        cluster.nic_bandwidth if far else cluster.link_bandwidth, tokens=tokens,  # type: ignore[arg-type]
+        cluster.nic_bandwidth if far else cluster.link_bandwidth, tokens=tokens,
         hidden=config.hidden_size, copies=config.num_experts_per_tok * leaving, layers=layers,
     )  # fmt: skip
