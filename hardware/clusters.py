@@ -170,6 +170,10 @@ def read_cluster(path: Path) -> Cluster:
         raise FORMAT.fault(path, "network.same_leaf", what)
     if figures["size"]["chips"] < domain["chips"]:
         raise FORMAT.fault(path, "size.chips", "must hold one domain at least (domain.chips)")
+    held = figures["communication"]["sms"]
+    if chip.sm_count is not None and held >= chip.sm_count:
+        what = f"{held:g} leave none of the {chip.sm_count} that {chip.name} has"
+        raise FORMAT.fault(path, "communication.sms", what)
     return Cluster(
         id=path.stem,
         name=text["name"],

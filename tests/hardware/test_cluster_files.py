@@ -104,6 +104,7 @@ BROKEN = [
     ("value = 5e-6", "value = 5e-7", "network.same_leaf", "must not be above"),
     ("value = 64", "value = 3", "size.chips", "must hold one domain"),
     ("value = 16", "value = 0", "communication.sms", "a positive number"),
+    ("value = 16", "value = 132", "communication.sms", "132 leave none of the 132 that"),
     ("sms =", "sm =", "communication.sm", "unknown key; did you mean sms"),
     ('count = { value = 2, source = "made up" }\n', "", "nic.count", "missing"),
     ('["toys"]', '"toys"', "aliases", "a list"),
