@@ -15,6 +15,7 @@ from tracer.machine import Timing
 from tracer.parallel.memory import Headroom
 from tracer.parallel.plan import Plan
 from tracer.predict import predict
+from tracer.predict.detail import serving_detail
 from tracer.predict.passes import Segment
 from tracer.predict.pipeline import two_streams
 from tracer.predict.serving import Serving, _two, predict_serving
@@ -64,6 +65,23 @@ def test_an_engine_runs_fewer_kernels_than_the_program():
         assert any("DeepEP's" in note for note in fused.notes)
     everything = serve("dp=16 ep=16", "decode", 8, exchange="nccl")
     assert not any("rows themselves" in note for note in everything.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "few"),
+    [("tp=1", 1), ("dp=16 ep=16", 1), ("pp=2", 1), ("tp=2", 1), ("tp=2 sequence_parallel", 2),
+     ("cp=2", 2), ("dp=2 tp=2 ep=2 cp=2 sequence_parallel", 4)],
+)  # fmt: skip
+def test_an_engine_makes_logits_of_the_last_token_alone(words, few):
+    """Or of as few as TP ranks and chunks can cut, of a rank's tokens."""
+    plan, flops = Plan.parse(words), {}
+    for engine in ("fused", "traced"):
+        assume = Serving(PLAIN, engine=engine)
+        step = serve(words, "prefill", 4, engine=engine)
+        detail = serving_detail(small(), step, assume)
+        flops[engine] = sum(cost.flops for cost in detail.kernels.values())
+    tokens = 4 * (256 - few * plan.cp) / plan.cp if few > 1 else 4 * (256 - 1)
+    assert flops["traced"] - flops["fused"] == 2 * tokens * 256 * 512 / plan.tp
 
 
 def test_five_stages_hide_what_turns_do_not():

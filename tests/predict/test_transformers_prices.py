@@ -18,8 +18,9 @@ from tracer.errors import UserError
 from tracer.parallel.network import network_of
 from tracer.parallel.plan import Plan
 from tracer.parallel.schedules import SCHEDULES
+from tracer.predict.detail import serving_detail
 from tracer.predict.program import WholeStages, stages_of
-from tracer.predict.serving import predict_serving
+from tracer.predict.serving import Serving, predict_serving
 from tracer.predict.structure import Kernels, groups_on
 from tracer.predict.training import predict_training
 from tracer.study.plans import search
@@ -153,7 +154,9 @@ def test_recomputation_is_paid_and_spares_memory(llama):
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_serving_in_stages(llama, phase):
-    """The kernels of two stages take what those of one GPU take, and a hop; caches are halved."""
+    """The kernels of two stages take what those of one GPU take, and a hop; of caches each holds
+    its layers', of the batch that it runs and of the one in the other stage.
+    """
     one, two = (
         predict_serving(
             llama, Plan(pp=pp), CLUSTER, phase, batch=4, seq=SEQ, context=SEQ
@@ -164,7 +167,35 @@ def test_serving_in_stages(llama, phase):
     assert one.seconds < two.seconds
     assert two.interval < one.seconds
     assert one.kv == LAYERS * 2 * KV * WIDTH * 4 * SEQ * 2
-    assert two.kv == one.kv * 4 / 7  # the longer stage has four of seven layers
+    assert two.kv == 2 * one.kv * 4 / 7  # the longer stage has four of seven layers
+
+
+@pytest.mark.parametrize("words", ["tp1", "tp2", "pp2", "tp2 pp2", "cp2"])
+def test_an_engine_makes_logits_of_the_last_token_alone(llama, words):
+    plan, batch, flops = Plan.parse(words), 4, {}
+    for engine in ("fused", "traced"):
+        assume = Serving(engine=engine)
+        step = predict_serving(
+            llama, plan, CLUSTER, "prefill", batch=batch, seq=SEQ, assume=assume
+        )  # fmt: skip
+        detail = serving_detail(llama, step, assume)
+        flops[engine] = sum(cost.flops for cost in detail.kernels.values())
+        assert any("last token" in note for note in step.notes) == (engine == "fused")
+    # All of a rank's tokens but one, of every sequence, by its part of the vocabulary.
+    tokens = batch * (SEQ // plan.cp - 1)
+    assert flops["traced"] - flops["fused"] == 2 * tokens * D * V / plan.tp
+
+
+def test_a_long_prompt_needs_no_room_for_its_logits():
+    program = HuggingFaceProgram("wide", LlamaConfig(**{**SIZES, "vocab_size": 8192}))
+    working = {
+        engine: predict_serving(
+            program, Plan(), CLUSTER, "prefill", batch=4, seq=SEQ, assume=Serving(engine=engine)
+        ).memory.working
+        for engine in ("fused", "traced")
+    }
+    logits = 4 * SEQ * 8192 * 2
+    assert working["fused"] < logits <= working["traced"]
 
 
 def test_search_takes_what_is_legal(mixtral):

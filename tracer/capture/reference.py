@@ -19,8 +19,10 @@ class ReferenceProgram:
     """`tracer.models` under the `Program` protocol.
 
     Decode runs the absorbed form of MLA over the latent cache, prefill and training the naive form.
+    `last_logits`: a prefill makes those of the last token of every sequence alone.
     """
 
+    last_logits = False
     phases = (TRAINING, PREFILL, DECODE)
     grounds = (META,)
     longest = None
@@ -75,7 +77,8 @@ class ReferenceProgram:
         capacity, filled = (context, context - 1) if phase == DECODE else (seq, 0)
         cache = KVCache(self.config, batch, capacity, device="meta", length=filled)
         return Run(
-            lambda: module(ids, cache), lambda out: out.sum(), cache.latents.values,
+            lambda: module(ids, cache, "last" if self.last_logits else "all"),
+            lambda out: out.sum(), cache.latents.values,
             batch, seq, context,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from ..parallel.groups import strided
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
 from .assumptions import Assumptions, trained
+from .engine import as_served
 from .gpu_memory import GpuMemory, by_rank
 from .messages import (
     BETWEEN,
@@ -130,6 +131,7 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
 def serving_detail(program: Program, step: ServingStep, assume: Serving) -> Detail:
     """Of a step that `predict_serving` priced, with its `assume`."""
     assume = served(assume, program, step.phase)
+    program = as_served(program, assume.engine)
     plan, network, count = step.plan, network_of(step.cluster), assume.micro_batches
     stages = stages_for(
         program, plan, network, step.phase, assume, step.seq, step.context, step.load

@@ -200,11 +200,17 @@ class WholeStages:
                 "all-reduce where all ranks hold one batch and nothing is trained"
             )
         if self.weights == "fp8":
+            kept = (
+                "the output head and routed experts" if self._has_experts() else "the output head"
+            )
             notes.append(
-                "FP8 linears, the output head in BF16: products at the FP8 rate with per-tensor "
+                f"FP8 linears, {kept} in BF16: products at the FP8 rate with per-tensor "
                 "scales, the activation rounded in a kernel of its own"
             )
         return notes
+
+    def _has_experts(self) -> bool:
+        return hasattr(self.program, "config") and sizes_of(self.program).experts > 0
 
 
 def _shown(plan: Plan, training: bool) -> Plan:

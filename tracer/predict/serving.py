@@ -24,6 +24,7 @@ from ..parallel.memory import Headroom, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
+from .engine import as_served, prompt_notes
 from .expert_load import ExpertChoice, rank_load
 from .gpu_memory import GpuMemory
 from .links import EVEN_LOAD, RankLoad
@@ -53,7 +54,7 @@ class Serving:
         experts: how tokens choose them, and where they stand.
         weights: "fp8" serves a transformers model with FP8 linears.
         engine: "fused", a reference model's kernels are those of serving engines
-            (`Kernels.served`), or "traced".
+            (`Kernels.served`), and of a prompt only the last token has logits; or "traced".
     """
 
     kernels: Kernels = field(default_factory=Kernels)
@@ -202,6 +203,7 @@ def predict_serving(
         schedule="1f1b", recompute="none", zero=0, chunks=1, moments="fp32",
     )  # fmt: skip
     assume = served(assume, program, phase)
+    program = as_served(program, assume.engine)
     tokens = seq if phase == PREFILL else 1
     if plan.world > cluster.largest:
         raise UserError(
@@ -239,7 +241,8 @@ def predict_serving(
         sum(s[1] for s in spans), host, memory, kv,
         _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, load, imbalance,
         tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
-                             *assume.experts.notes(load), _streams(assume, phase)])),
+                             *assume.experts.notes(load), *prompt_notes(program, phase),
+                             _streams(assume, phase)])),
         "" if memory.fits else (
             f"does not fit: {memory.total / 1e9:,.1f} GB (weights {memory.weights / 1e9:.1f}, KV "
             f"{kv / 1e9:.1f}) and a reserve of {memory.reserve / 1e9:.1f} GB in "

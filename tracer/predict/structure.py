@@ -10,6 +10,7 @@ What this leaves out is the kernels that would fuse across two layers;
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,13 +167,26 @@ class Structure:
     def _found(self, kind: str) -> Block:
         plan = self.plan
         if kind == HEAD:
-            return self._of(HEAD).minus(self._of(DENSE))
+            last = self._on_last_tokens()
+            return last._of(HEAD).minus(last._of(DENSE))
         if self.kept == "fp8":
             moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
             tokens = self.workload.tokens // plan.cp
             saved = kept_in_fp8(self.program.config, tokens, moe)
             return replace(self._of(kind), saved=saved)
         return self._of(kind)
+
+    def _on_last_tokens(self) -> Structure:
+        """With the tokens that the head sees: where a prefill wants logits of the last token of
+        every sequence alone, that one, or as few as ranks can cut.
+        """
+        work, plan = self.workload, self.plan
+        if work.phase != "prefill" or not self.program.last_logits:
+            return self
+        few = (2 * plan.cp if plan.cp > 1 else 1) * (plan.tp if plan.cuts_tokens else 1)
+        found = copy.copy(self)
+        found.workload = replace(work, seq=min(work.seq, few))
+        return found
 
     def _of(self, kind: str) -> Block:
         plan = self.plan

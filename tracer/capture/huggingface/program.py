@@ -75,6 +75,7 @@ class HuggingFaceProgram:
     """
 
     grounds: tuple[str, ...] = GROUNDS
+    last_logits = False  # a prefill makes those of the last token of every sequence alone
 
     def __init__(
         self, name: str, config: Any, dtype: str = "bf16", remote_code: bool = False,
@@ -233,6 +234,8 @@ class HuggingFaceProgram:
                 inputs[name] = cache
         if "use_cache" in parameters:
             inputs["use_cache"] = phase == PREFILL
+        if self.last_logits and phase == PREFILL and "logits_to_keep" in parameters:
+            inputs["logits_to_keep"] = 1  # as `generate` calls it
         holder: list[Any] = [cache]
 
         def forward() -> Any:
