@@ -224,16 +224,18 @@ class Priced:
         )
 
     def advice(self) -> str:
-        """What would make a training plan fit; empty where it does."""
+        """What would make a plan fit; empty where it does."""
         from .predict.training import TrainingStep
 
         step = self.step
-        if not isinstance(step, TrainingStep) or step.feasible:
+        if step.feasible:
             return ""
         from .report.text import size
-        from .study.fitting import advice, fewest, remedies
+        from .study.fitting import advice, fewest, remedies, serving_advice
 
         assume: Any = self.assume
+        if not isinstance(step, TrainingStep):
+            return serving_advice(self.program, step, assume)
         found = remedies(self.program, step.plan, step.cluster, seq=step.seq, assume=assume)
         states, gpus = fewest(self.program, step.plan, step.memory, assume)
         return (

@@ -154,6 +154,24 @@ def test_strict_refuses_ops_without_a_formula(monkeypatch, run, tmp_path):
     assert "Without a formula, priced by their bytes: `aten.odd`" in (out / "report.md").read_text()
 
 
+def test_a_server_that_does_not_fit_says_what_would(run):
+    # 65,536 latents of 40 elements in 6 layers are 31 MB a sequence: 4,096 of them are 129 GB.
+    options = ("--phase", "decode", "--context", "65536", "--batch", "4096")
+    code, text, _ = run(*options)
+    assert code == 0
+    assert "INFEASIBLE" in text
+    most = int(rows_of(text)["largest batch of a data rank"].replace(",", ""))
+    assert f"what fits: up to {most:,} sequences of a data rank, or keys up to" in text
+    assert "INFEASIBLE" not in run(*options[:-1], str(most))[1]
+    code, text, _ = run(*options, "--reserve", "0.999999")
+    assert "weights alone are" in text
+    made = json.loads(run(*options, "--reserve", "0.999999", "--json")[1])
+    free = made["memory"]["capacity"] - made["memory"]["reserve"]
+    assert made["memory"]["weights"] > free
+    gpus = int(made["advice"].rpartition("at least ")[2].split()[0].replace(",", ""))
+    assert gpus == -(-made["memory"]["weights"] // free)
+
+
 def test_decode_and_prefill(run):
     code, text, _ = run("--phase", "decode", "--dp", "2", "--batch", "2", "--json")
     assert code == 0

@@ -54,7 +54,7 @@ def test_memory_that_is_not_there_comes_first():
         {COMPUTE: 1.0, MESSAGES: 1.0},
         held={"weights": 60e9, "activations": 40e9},
         reason="does not fit: too much",
-        advice="would fit with --recompute full",
+        advice="would fit with --recompute full; 9 GB: 2 GPUs",
     )
     first, second, *_ = plan_conclusions(tight)
     assert first.rule == "infeasible"
@@ -63,7 +63,7 @@ def test_memory_that_is_not_there_comes_first():
     assert "would be split, compute first if it had the memory" in second.text
     assert not {"fits", "tight"} & rules(plan_conclusions(tight)).keys()
     step = plan_next_steps(tight)[0]
-    assert step.text == "Would fit with --recompute full."
+    assert step.text == "Would fit with --recompute full; 9 GB: 2 GPUs."
     assert "28 GB are missing" in step.evidence  # 60 + 40 + 8 - 80
     plain = plan_next_steps(replace(tight, advice=""))[0]
     assert "Spread it over more GPUs" in plain.text
@@ -129,6 +129,9 @@ def test_recomputation_and_uneven_experts():
     assert "10% of the step" in found["uneven-experts"].text
     steps = rules(plan_next_steps(again))
     assert steps["recompute"].saves == 3.0
+    assert steps["recompute"].text.endswith("--recompute selective or none.")
+    some = rules(plan_next_steps(replace(again, recompute="latent")))["recompute"]
+    assert some.text.endswith("--recompute none.")
     assert "42 GB of the fullest GPU are left" in steps["recompute"].evidence
     assert steps["balance"].saves == 1.0
     none = facts({COMPUTE: 10.0})
@@ -153,7 +156,8 @@ def test_decode():
     slow = facts({MEMORY: 8.0, LATENCY: 2.0}, phase="decode", batch=8, largest=64, floor=2.5,
                  estimated=0.2, unmodelled=0.1)  # fmt: skip
     steps = rules(plan_next_steps(slow))
-    assert steps["batch"].saves == 8.0
+    # Of 64 sequences each would wait for an eighth of the weights, if nothing else is read.
+    assert steps["batch"].saves == 8.0 * (1 - 8 / 64)
     assert "8 sequences of a data rank, 64 fit" in steps["batch"].evidence
     assert steps["latency"].saves == 2.0
     found = rules(plan_conclusions(slow))

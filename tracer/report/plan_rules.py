@@ -186,7 +186,7 @@ def _fit(facts: PlanFacts) -> Iterator[Finding]:
     if facts.fits:
         return
     if facts.advice:
-        text = f"{facts.advice.capitalize()}."
+        text = f"{facts.advice[0].upper()}{facts.advice[1:]}."
     elif facts.largest:
         text = f"Take at most {plural(facts.largest, 'sequence')} of a data rank, which fit."
     else:
@@ -260,10 +260,10 @@ def _data(facts: PlanFacts) -> Iterator[Finding]:
 
 def _keep_more(facts: PlanFacts) -> Iterator[Finding]:
     if facts.fits and facts.free > 0:
+        less = "selective or none" if facts.recompute == "full" else "none"
         yield _saving(
             facts, "recompute",
-            "Compute less again, as far as the free memory reaches: --recompute selective, latent "
-            "or none.",
+            f"Compute less again, as far as the free memory reaches: --recompute {less}.",
             f"{seconds(facts.again)} of kernels run again; {size(facts.free)} of the fullest GPU "
             "are left", facts.again,
         )  # fmt: skip
@@ -288,12 +288,14 @@ def _more_sequences(facts: PlanFacts) -> Iterator[Finding]:
     """Weights are read once for all sequences of a rank, caches once for each."""
     waits = facts.waits("memory")
     if facts.phase == "decode" and facts.largest is not None and facts.largest > facts.batch:
+        # If all bytes were weights, a sequence of the largest batch would wait for so much less.
+        saves = waits * (1 - facts.batch / facts.largest)
         yield _saving(
             facts, "batch",
             "Decode more sequences together: weights are read once for all of them. The saving is "
             "per token, and their caches are read in addition.",
             f"{plural(facts.batch, 'sequence')} of a data rank, {facts.largest:,} fit; "
-            f"{seconds(waits)} wait for memory", waits,
+            f"{seconds(waits)} wait for memory", saves,
         )  # fmt: skip
 
 

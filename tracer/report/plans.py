@@ -28,12 +28,15 @@ def render(
     step: TrainingStep | ServingStep, *, verbose: bool = False, advice: str = "",
     money: Money | None = None,
 ) -> str:  # fmt: skip
-    """The plan's table; `advice` says what would make a training plan fit that does not, `money`
-    what a server's tokens cost.
+    """The plan's table; `advice` says what would make a plan fit that does not, `money` what a
+    server's tokens cost.
 
     What does not fit has no throughput: its seconds are marked as hypothetical.
     """
-    lines = _training(step, advice) if isinstance(step, TrainingStep) else _serving(step, money)
+    if isinstance(step, TrainingStep):
+        lines = _training(step, advice)
+    else:
+        lines = _serving(step, advice, money)
     if verbose:
         lines += ["", *(f"note: {note}" for note in step.notes)]
     return "\n".join(lines)
@@ -120,9 +123,10 @@ def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
     return rows
 
 
-def _serving(step: ServingStep, money: Money | None = None) -> list[str]:
+def _serving(step: ServingStep, advice: str, money: Money | None = None) -> list[str]:
     if not step.feasible:
-        return [*_head(step), f"INFEASIBLE: {step.reason}", _table([_memory(step), *_edges(step)])]
+        table = _table([_memory(step), *_edges(step)])
+        return [*_head(step), f"INFEASIBLE: {step.reason}", *([advice] if advice else []), table]
     decode = step.phase == "decode"
     name = "TPOT" if decode else "TTFT, no queue"
     slowed = f", {text.seconds(step.slowed)} of it because messages hold SMs"

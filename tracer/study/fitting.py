@@ -1,4 +1,6 @@
-"""What would make a training plan fit that does not: inputs that trade seconds for memory."""
+"""What would make a plan fit that does not: inputs that trade seconds for memory, fewer sequences,
+more GPUs.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from .plans import parameters_of
 
 if TYPE_CHECKING:
     from ..capture.program import Program
+    from ..predict.serving import Serving, ServingStep
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ def advice(found: list[Remedy]) -> str:
     return (
         f"does not fit with {best.options} either, the best of --recompute, --kept and --moments: "
         f"{best.memory.total / 1e9:,.1f} GB; take more GPUs, --pp, --ep or --zero"
+    )
+
+
+def serving_advice(program: Program, step: ServingStep, assume: Serving) -> str:
+    """What of a server that does not fit would: sequences, or keys; else the fewest GPUs that have
+    the room for its weights, held once, a byte an element in FP8 and two in BF16.
+    """
+    m = step.memory
+    if step.largest_batch:
+        keys = f", or keys up to {step.longest_context:,}" if step.longest_context else ""
+        return f"what fits: up to {step.largest_batch:,} sequences of a data rank{keys}"
+    alone = m.weights + m.reserve > m.capacity
+    model: Any = program  # hashable, which its protocol does not say
+    each = 1.0 if "fp8" in (program.dtype, assume.weights) else 2.0
+    held = each * sum(parameters_of(model))
+    return (
+        (f"weights alone are {m.weights / 1e9:,.1f} GB a GPU" if alone else "not one sequence fits")
+        + ": cut them over more GPUs with --tp, --ep or --pp; weights held once are "
+        f"{held / 1e9:,.0f} GB: at least {math.ceil(held / (m.capacity - m.reserve)):,} of these "
+        "GPUs"
     )
 
 
