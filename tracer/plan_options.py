@@ -74,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
     add("--assume", action="append", default=[], metavar="NAME=VALUE",
         help="as in the main command: host, clock, model, rows, causal, ...")  # fmt: skip
     add("--strict", action="store_true", help="an op without a formula is an error")
-    add("--search", action="store_true", help="every legal plan of --gpus, ranked")
+    add("--search", action="store_true", help="every legal plan of --gpus, ranked; --tp, --cp, "
+        "--pp, --ep are the most of each: 8, 1, 64, all")  # fmt: skip
     add("--top", type=int, default=10, metavar="N", help="rows of a search (default 10)")
     add("--verbose", action="store_true", help="notes; of a search also every dropped plan")
     add("--csv", metavar="FILE", help="of a search: all plans with their reasons")

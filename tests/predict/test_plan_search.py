@@ -62,6 +62,20 @@ def test_where_none_fits_the_nearest_is_named(capacity):
     assert "nearest" not in render_search(search(), 5)
 
 
+def test_every_kind_of_reason_has_an_example_in_words():
+    found = search()
+    text = render_search(found, 5)
+    for kind, count in found.reasons.items():
+        item = next(item for item in found.dropped if item.kind == kind)
+        (line,) = (line for line in text.splitlines() if line.startswith(f"dropped, {kind}: "))
+        head = f"dropped, {kind}: {count:,}, such as {item.plan}: "
+        assert line.startswith(head)
+        # Neither the plan nor the kind is said twice.
+        assert item.reason.endswith(line.removeprefix(head))
+        assert str(item.plan) not in line.removeprefix(head)
+        assert not line.removeprefix(head).startswith(kind)
+
+
 def test_processes_find_the_same(monkeypatch):
     alone = search(schedules=("1f1b",))
     monkeypatch.setattr(plans, "MANY", 1)

@@ -243,7 +243,11 @@ def render_search(found: Found, top: int, *, verbose: bool = False) -> str:
         lines.append(tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True))
     elif found.nearest is not None:
         lines.append(nearest_to_fitting(found.nearest))
-    lines += [f"dropped, {kind}: {count:,}" for kind, count in found.reasons.items()]
+    first = found.first
+    lines += [
+        f"dropped, {kind}: {count:,}, such as {first[kind].plan}: {first[kind].why}"
+        for kind, count in found.reasons.items()
+    ]
     if verbose:
         lines += [f"  {item.plan}: {item.reason}" for item in found.dropped]
     return "\n".join(lines)

@@ -199,14 +199,14 @@ def _breakdown(step: TrainingStep) -> dict[str, float]:
 
 def _dropped(study: SearchStudy) -> Section | None:
     dropped = study.found.dropped
-    example = {item.kind: item for item in reversed(dropped)}
+    example = study.found.first
     reasons: Table | None = table_of(
         "dropped",
         "Plans that do not run, by kind of reason, with the first of each. `plans.csv` has every "
         "plan with its own.",
         (Column("reason", "reason"), Column("plans", "plans", "count"),
          Column("plan", "such as", "code"), Column("why", "because")),
-        [(kind, count, str(example[kind].plan), example[kind].reason)
+        [(kind, count, str(example[kind].plan), example[kind].why)
          for kind, count in study.found.reasons.items()],
         ("all", len(dropped), "", ""),
     )  # fmt: skip

@@ -48,6 +48,11 @@ class Dropped:
     nbytes: float | None = None
     alone: bool = False
 
+    @property
+    def why(self) -> str:
+        """The reason without the plan and the kind that it may begin with."""
+        return self.reason.removeprefix(f"plan {self.plan}: ").removeprefix(f"{self.kind}: ")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -60,6 +65,11 @@ class Found:
     def reasons(self) -> dict[str, int]:
         """Dropped plans by kind of reason, most first."""
         return dict(Counter(item.kind for item in self.dropped).most_common())
+
+    @property
+    def first(self) -> dict[str, Dropped]:
+        """Of every kind of reason the first plan."""
+        return {item.kind: item for item in reversed(self.dropped)}
 
     @property
     def nearest(self) -> Dropped | None:
