@@ -227,6 +227,16 @@ def test_a_pipeline_has_its_timeline_and_others_have_none():
     assert set(report(*DECODE).files) == {"plan.json"}
 
 
+def test_what_is_a_mean_over_ranks_says_so():
+    deep, flat = render(report(*TRAINING)), render(report(*DECODE))
+    assert "A GPU's step, the mean over the pipeline's ranks." in deep
+    assert "slots are less sure than the step" in deep
+    assert "at its end as the rank that takes longest over them" in deep
+    assert "One step of the instance." in flat
+    for words in ("all stages", "at its end", "in flight", "slots are less sure"):
+        assert words not in flat
+
+
 def test_markdown_has_every_block():
     text = render(report(*TRAINING))
     for block in blocks_of(report(*TRAINING).sections):

@@ -91,6 +91,8 @@ def _serving(study: PlanStudy) -> str:
     if not isinstance(step, ServingStep):
         return ""
     text = f" {size(step.kv)} of it are the KV cache of {plural(step.batch, 'sequence')}"
+    if step.plan.pp > 1:
+        text += f" in each of {step.plan.pp} batches in flight"
     if step.largest_batch is not None:
         text += f"; at most {plural(step.largest_batch, 'sequence')} of a data rank fit"
     if step.longest_context:

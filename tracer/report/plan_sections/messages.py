@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...predict.detail import COMMUNICATION, HOPS
-from ...predict.messages import BETWEEN, Sent
+from ...predict.messages import BETWEEN, END, Sent
 from ..bars import draw_stacked
 from ..blocks import Column, Drawing, Figure, Section, Text, section_of, table_of
 from ..palette import MESSAGES
@@ -19,6 +19,7 @@ def section(study: PlanStudy) -> Section | None:
     parts = study.detail.parts
     exposed = parts[COMMUNICATION] + parts.get(HOPS, 0.0)
     total = sum(s.seconds for s in sent)
+    ends = study.step.plan.pp > 1 and any(s.part == END for s in sent)
     bars = [
         (name, {"exposed": sum(s.exposed for s in rows),
                 "behind compute": sum(s.hidden for s in rows)})
@@ -38,7 +39,9 @@ def section(study: PlanStudy) -> Section | None:
         ),
         table_of(
             "messages",
-            "Messages of a step by kind, as one GPU sends them. **bytes** is what it hands to the "
+            "Messages of a step by kind, as one GPU sends them" + (
+                ", those at its end as the rank that takes longest over them" if ends else ""
+            ) + ". **bytes** is what it hands to the "
             "collective; **links** and **NIC** what then leaves over the node's links and the "
             "network. Exposed seconds of a group's passes are shared by its messages' time. Counts "
             "and scales that travel with routed rows are no rows here." + study.if_it_fit,

@@ -20,9 +20,11 @@ def section(study: PlanStudy) -> Section | None:
     detail, step = study.detail, study.step
     parts = {name: s for name, s in detail.parts.items() if s}
     training = isinstance(step, TrainingStep)
-    who = "A GPU's step, the mean over the pipeline's ranks." if training else (
-        "One step of the instance, all stages one after the other."
-    )  # fmt: skip
+    deep = step.plan.pp > 1
+    if training:
+        who = "A GPU's step" + (", the mean over the pipeline's ranks." if deep else ".")
+    else:
+        who = "One step of the instance" + (", all stages one after the other." if deep else ".")
     # What is a part of its own has one name, and one colour, in both bars.
     names = {LIMITS[part]: part for part in detail.parts if part != COMPUTE}
     waits = {names.get(name, name): s for name, s in study.limits.items()}
@@ -89,7 +91,8 @@ def _slots(study: PlanStudy) -> Table | None:
     return table_of(
         "slots",
         "The same step by slot of the pipeline, messages that nothing hides included; a backward "
-        "that runs in one slot counts under 1B and 1W. Published figures come by these names."
+        "that runs in one slot counts under 1B and 1W. Published figures come by these names; the "
+        "only ones there are say that slots are less sure than the step (`docs/plans.md`)."
         + study.if_it_fit,
         (Column("slot", "slot"), *_SHARES),
         [(name, s, s / total) for name, s in parts.items() if s],
