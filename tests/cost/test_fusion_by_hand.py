@@ -86,6 +86,23 @@ def test_a_row_reduction_ends_the_kernel_or_goes_on():
     assert kernels(trace(normalise)) == [(["exp", "sum", "div"], X, X)]
 
 
+def test_one_row_is_a_row_and_one_column_a_column():
+    """As of one sequence in decode: [1, 1, C] is not a tensor that is reduced as a whole."""
+
+    def over(dim, x):
+        def normalise():
+            h = x.exp()
+            return h / h.sum(dim, keepdim=True)
+
+        return [names for names, _, _ in kernels(trace(normalise))]
+
+    assert over(-1, T(1, 1, C)) == [["exp", "sum", "div"]]
+    assert over(-1, T(2, 1, C)) == [["exp", "sum", "div"]]
+    assert over(0, T(C, 1)) == over(0, T(C, 2))
+    assert len(over(0, T(C, 1))) == 2
+    assert len(over((0, 1, 2), T(1, 1, C))) == 2
+
+
 def test_a_full_reduction_is_complete_only_at_the_end_of_its_kernel():
     x = T(R, C)
     # max over everything, then subtract: two passes over x, whatever the compiler.

@@ -33,12 +33,17 @@ SCAN_FLOPS: dict[str, int] = {
 
 
 def row_kind(x: TensorRef, dim: Any) -> str:
-    """ROW where only trailing dimensions of `x` are reduced and something is left, by `dim`."""
+    """ROW where only trailing dimensions of `x` are reduced and something is left, by `dim`.
+
+    What is left may be one row, as of one sequence in decode: it is a row like those of many.
+    """
     rank = len(x.shape)
     dims = set(as_dims(dim, rank))
-    leading = [d for d in range(rank) if d not in dims and x.shape[d] != 1]
+    left = [d for d in range(rank) if d not in dims]
+    leading = [d for d in left if x.shape[d] != 1]
     trailing = [d for d in dims if x.shape[d] != 1]
-    return ROW if leading and (not trailing or max(leading) < min(trailing)) else REDUCTION
+    rows = leading or left
+    return ROW if rows and (not trailing or max(rows) < min(trailing)) else REDUCTION
 
 
 def reduction_work(x: TensorRef, dim: Any, flops_per_element: int) -> Work:
