@@ -13,18 +13,20 @@ cut among the ranks of a TP group.
 * Expert parallel: see `expert_parallel`. The gate and the shared expert are whole and see the
   tokens of the rank, a slice of them where TP ranks share tokens.
 * Pipeline: a stage has some layers, the first also the embedding, the last norm and head.
+* Multi-token prediction: the last stage also has the MTP module, cut as a layer is, with `eh_proj`
+  whole on every rank, as down-projections are; and an embedding, which the first stage has as well.
 * Context parallel: see `context_parallel`. Each rank has two chunks of every sequence; S tokens of
   a sequence are then S / CP here, and only attention looks beyond them.
 
 The model itself sends nothing between stages: `collectives.send` and `receive` do.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .attention import MLA, Step
+from .attention import MLA
 from .cache import KVCache
 from .collectives import (
     ALONE,
@@ -32,19 +34,22 @@ from .collectives import (
     all_reduce,
     copy,
     gather,
+    raw_all_reduce,
     raw_gather,
     scatter_sum,
-    split,
 )
 from .config import Config
-from .deepseek import DecoderLayer, Embedding, Transformer
-from .expert_parallel import travelling
-from .linear import Linear, Precision
-from .moe import FeedForward, Gate, MoE
-from .norm import RMSNorm
-from .parallel_attention import ParallelMLA
-from .recompute import RECOMPUTES, RecomputedNorm
-from .zero import Unit, units_of
+from .deepseek import Transformer
+from .linear import Precision
+from .parallel_layers import (
+    ParallelEmbedding,
+    ParallelHead,
+    ParallelLayer,
+    ParallelMTP,
+    ParallelNorm,
+)
+from .recompute import RECOMPUTES
+from .zero import units_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Layout:
     tp, ep, cp: cut heads and widths, spread experts, spread the tokens of a sequence.
     dp, edp, stage: ranks with the same cut weights, with the same experts, of the same stage:
         gradients are summed over one of them, so CP ranks belong to all three.
+    embedding: this rank's counterparts in the first and the last stage, where both have the
+        embedding (see `reduce_embedding`).
     sequence_parallel, attention_dp: as in the module's docstring.
     redundant_experts: copies beside the model's own experts.
     zero: level, see `zero`.
@@ -66,6 +73,7 @@ class Layout:
     dp: Group = ALONE
     edp: Group = ALONE
     stage: Group = ALONE
+    embedding: Group = ALONE
     sequence_parallel: bool = False
     attention_dp: bool = False
     redundant_experts: int = 0
@@ -112,142 +120,54 @@ class Layout:
         return not self.attention_dp and any(f".{name}." in path for name in heads)
 
 
-class ParallelFeedForward(FeedForward):
-    """A feed-forward with 1/TP of its width."""
-
-    def __init__(self, dim, width, precision, device, layout: Layout):
-        super().__init__(dim, width // layout.tp.size, precision, device)
-        self.layout = layout
-
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.layout.leave(super().forward(self.layout.enter(x_TD)))
-
-
-class ParallelMoE(MoE):
-    """Experts spread over EP ranks; without EP each is cut by its width, as the shared one is."""
-
-    def __init__(self, config: Config, precision: Precision, device, layout: Layout):
-        ep, tp = layout.ep.size, layout.tp.size
-        if ep == 1:
-            super().__init__(
-                replace(config, moe_intermediate_size=config.moe_intermediate_size // tp),
-                precision, device,
-            )  # fmt: skip
-        else:
-            nn.Module.__init__(self)
-            self.gate = Gate(config, dtype=precision.dtype, device=device)
-            slots = (config.n_routed_experts + layout.redundant_experts) // ep
-            self.experts = travelling(precision)(
-                replace(config, n_routed_experts=slots), precision, device, layout.ep,
-                layout.redundant_experts,
-            )  # fmt: skip
-            self.shared_experts = None
-            if config.n_shared_experts:
-                width = config.n_shared_experts * config.moe_intermediate_size
-                self.shared_experts = FeedForward(config.hidden_size, width, precision, device)
-        self.layout = layout
-
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        layout = self.layout
-        if layout.ep.size == 1:
-            return layout.leave(super().forward(layout.enter(x_TD)))
-        if layout.scattered:
-            return super().forward(x_TD)
-        return gather(super().forward(split(x_TD, layout.tp)), layout.tp, partial=False)
-
-
-class ParallelLayer(Unit, DecoderLayer):
-    """One decoder layer. `layer_idx` counts within the stage, `moe` says of which kind it is."""
-
-    def __init__(self, config, layer_idx, moe: bool, precision, device, layout: Layout):
-        nn.Module.__init__(self)
-        dim = config.hidden_size
-        norm = {"eps": config.rms_norm_eps, "dtype": precision.dtype, "device": device}
-        kind = RecomputedNorm if layout.recompute == "latent" else RMSNorm
-        self.input_layernorm = kind(dim, **norm)
-        self.self_attn = ParallelMLA(config, layer_idx, precision, device, layout)
-        self.post_attention_layernorm = kind(dim, **norm)
-        if moe:
-            self.mlp = ParallelMoE(config, precision, device, layout)
-        else:
-            self.mlp = ParallelFeedForward(dim, config.intermediate_size, precision, device, layout)
-
-    def forward(self, x_TD: torch.Tensor, step: Step) -> torch.Tensor:
-        with self.whole():
-            return super().forward(x_TD, step)
-
-
-class ParallelEmbedding(Unit, Embedding):
-    """Rows of a part of the vocabulary; what other ranks have is zero here and summed."""
-
-    def __init__(self, config: Config, dtype, device, layout: Layout):
-        self.rows = config.vocab_size // layout.attention.size
-        super().__init__(self.rows, config.hidden_size, dtype=dtype, device=device)
-        self.layout = layout
-
-    def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
-        group = self.layout.attention
-        with self.whole():
-            if group.size == 1:
-                return super().forward(ids_T)
-            ids_T = ids_T - group.rank * self.rows
-            elsewhere_T = (ids_T < 0) | (ids_T >= self.rows)
-            x_TD = super().forward(ids_T.masked_fill(elsewhere_T, 0))
-            return self.layout.leave(x_TD.masked_fill(elsewhere_T.unsqueeze(1), 0))
-
-
-class ParallelNorm(Unit, RMSNorm):
-    """The final norm."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with self.whole():
-            return super().forward(x)
-
-
-class ParallelHead(Unit, Linear):
-    """Logits [T, V/TP] of a part of the vocabulary."""
-
-    def __init__(self, config: Config, dtype, device, layout: Layout):
-        vocab = config.vocab_size // layout.attention.size
-        super().__init__(config.hidden_size, vocab, dtype=dtype, device=device)
-        self.layout = layout
-
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        with self.whole():
-            return super().forward(x_TD if self.layout.attention_dp else self.layout.enter(x_TD))
-
-
 class ParallelTransformer(Transformer):
     """The layers `layers` of the model, with the embedding if they are its first ones, and with the
     final norm if they are its last. Paths count layers within the stage.
+
+    With `mtp` the module of multi-token prediction stands behind the last layers, as layer number
+    `num_hidden_layers`; its path is `mtp`.
     """
 
-    def __init__(self, config, precision, device, layout: Layout, layers: range, first, last):
+    def __init__(self, config, precision, device, layout: Layout, layers: range, mtp: bool = False):
         nn.Module.__init__(self)
         self.config, self.layout, self.context = config, layout, layout.cp
+        main = config.num_hidden_layers
+        self.first, last = layers.start == 0, layers.stop == main + mtp
         place = {"dtype": precision.dtype, "device": device}
-        self.embed_tokens = ParallelEmbedding(config, layout=layout, **place) if first else None
+        embeds = self.first or (last and mtp)
+        self.embed_tokens = ParallelEmbedding(config, layout=layout, **place) if embeds else None
         self.layers = nn.ModuleList(
             ParallelLayer(config, place_, config.is_moe(index), precision, device, layout)
-            for place_, index in enumerate(layers)
+            for place_, index in enumerate(range(layers.start, min(layers.stop, main)))
         )
         norm = ParallelNorm(config.hidden_size, config.rms_norm_eps, **place)
         self.norm = norm if last else None
+        drafts = last and mtp
+        index = len(self.layers)
+        self.mtp = ParallelMTP(config, index, precision, device, layout) if drafts else None
         inv_freq = torch.empty(config.qk_rope_head_dim // 2, device=device)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.fill_inv_freq()
 
     def forward(self, x, shape: tuple[int, int], cache: KVCache | None = None) -> torch.Tensor:
         """Token ids [B, S] or hidden states [T, D] to hidden states; `shape` is (B, S)."""
-        batch, seq = shape
-        step = self.step(batch, seq, cache)
-        x_TD = x if self.embed_tokens is None else self.embed_tokens(x.flatten())
-        run = RECOMPUTES[self.layout.recompute] if self.training else RECOMPUTES["none"]
+        step = self.step(*shape, cache)
+        x_TD = self.embed_tokens(x.flatten()) if self.first else x
         for layer in self.layers:
-            x_TD = run(layer, x_TD, step)
+            x_TD = self._run(layer, x_TD, step)
         if cache is not None:
-            cache.advance(seq)
+            cache.advance(shape[1])
         return x_TD if self.norm is None else self.norm(x_TD)
+
+    def drafted(self, hidden_TD: torch.Tensor, next_ids_BS: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the MTP module from those behind the final norm, and the next tokens."""
+        step = self.step(*next_ids_BS.shape, None)
+        next_embed_TD = self.embed_tokens(next_ids_BS.flatten())
+        return self._run(self.mtp, next_embed_TD, hidden_TD, step)
+
+    def _run(self, layer: nn.Module, *args) -> torch.Tensor:
+        again = self.layout.recompute if self.training else "none"
+        return RECOMPUTES[again](layer, *args)
 
 
 class ParallelDeepSeek(nn.Module):
@@ -257,22 +177,23 @@ class ParallelDeepSeek(nn.Module):
         config: sizes of the whole model.
         precision: of weights and products.
         layout: this rank's groups.
-        layers: the layers of the stage.
+        layers: the layers of the stage; with `mtp` the last stage has one more, the MTP module.
+        mtp: the model is trained with its MTP module.
         device: of the weights, allocated but not filled.
     """
 
     def __init__(
         self, config: Config, precision: Precision, layout: Layout, *,
-        layers: range | None = None, device: torch.device | str = "meta",
+        layers: range | None = None, mtp: bool = False, device: torch.device | str = "meta",
     ):  # fmt: skip
         super().__init__()
-        layers = range(config.num_hidden_layers) if layers is None else layers
-        first, last = layers.start == 0, layers.stop == config.num_hidden_layers
+        layers = range(config.num_hidden_layers + mtp) if layers is None else layers
         self.config, self.layout = config, layout
-        self.model = ParallelTransformer(config, precision, device, layout, layers, first, last)
+        self.model = ParallelTransformer(config, precision, device, layout, layers, mtp)
+        last = self.model.norm is not None
         head = ParallelHead(config, precision.dtype, device, layout) if last else None
         self.lm_head = head
-        if first and last and config.tie_word_embeddings:
+        if self.model.first and last and config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def shard_(self) -> "ParallelDeepSeek":
@@ -288,20 +209,26 @@ class ParallelDeepSeek(nn.Module):
         return self
 
     def forward(
-        self, x: torch.Tensor, cache: KVCache | None = None, shape: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, cache: KVCache | None = None, shape: tuple[int, int] | None = None,
+        next_ids_BS: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Logits [B, S, V/TP] of the last stage, hidden states [T, D] of any other.
 
         Args:
             x: token ids [B, S] in the first stage, hidden states in any other.
             cache: latents of the stage's layers, counted within the stage.
             shape: (B, S), where x does not say it.
+            next_ids_BS: the token after each one of this rank. With it, training with MTP: the
+                last stage returns (logits, MTP logits).
         """
         shape = tuple(x.shape) if shape is None else shape
         hidden_TD = self.model(x, shape, cache)
         if self.lm_head is None:
             return hidden_TD
-        return self.lm_head(hidden_TD).unflatten(0, shape)
+        main = self.lm_head(hidden_TD).unflatten(0, shape)
+        if next_ids_BS is None:
+            return main
+        return main, self.lm_head(self.model.drafted(hidden_TD, next_ids_BS)).unflatten(0, shape)
 
     def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of the whole vocabulary from those of a part, as sampling needs them."""
@@ -318,3 +245,20 @@ class ParallelDeepSeek(nn.Module):
             if isinstance(module, MLA):
                 module.prepare_decode()
         return self
+
+
+@torch.no_grad()
+def reduce_embedding(model: ParallelDeepSeek) -> None:
+    """Sum the gradients of an embedding that the first and the last stage both have.
+
+    Whole gradients, in front of `reduce_gradients`, as Megatron's embedding group does; with ZeRO 2
+    and 3 the slices that the backward has left.
+    """
+    group, unit = model.layout.embedding, model.model.embed_tokens
+    if unit is None or group.size == 1:
+        return
+    for bucket in unit.buckets:
+        shard = unit.sharded(bucket)
+        whole = shard is None or unit.level < 2
+        for p in [unit.get_parameter(path) for path, _ in bucket.entries] if whole else [shard]:
+            p.grad = raw_all_reduce(p.grad, group)

@@ -36,7 +36,7 @@ def selective(gathered=frozenset(), again=()):
     return functools.partial(ckpt.create_selective_checkpoint_contexts, policy)
 
 
-def _selective(layer, x_TD, step):
+def _selective(layer, *args):
     """Products, attention, collectives and routing keep their results, all else runs again.
 
     Parameters that ZeRO gathers are no results to keep.
@@ -44,17 +44,17 @@ def _selective(layer, x_TD, step):
     layout = layer.self_attn.layout
     contexts = selective({layout.dp.name, layout.edp.name, layout.stage.name})
     return ckpt.checkpoint(
-        layer, x_TD, step, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        layer, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )
 
 
-def _full(layer, x_TD, step):
-    """Only the layer's input is kept."""
-    return ckpt.checkpoint(layer, x_TD, step, use_reentrant=False, preserve_rng_state=False)
+def _full(layer, *args):
+    """Only the layer's inputs are kept."""
+    return ckpt.checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _plain(layer, x_TD, step):
-    return layer(x_TD, step)
+def _plain(layer, *args):
+    return layer(*args)
 
 
 # "latent": norms and MLA's up-projections run again, inside of the layer, by the two below.

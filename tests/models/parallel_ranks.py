@@ -16,8 +16,9 @@ from small_configs import FP8, V2_LITE, V3
 
 from tracer.models import Config, KVCache, build
 from tracer.models.collectives import ALONE, Group, receive, send
+from tracer.models.deepseek import MTP_WEIGHT
 from tracer.models.linear import Precision
-from tracer.models.parallel import Layout, ParallelDeepSeek
+from tracer.models.parallel import Layout, ParallelDeepSeek, reduce_embedding
 from tracer.models.parallel_loss import vocab_parallel_loss
 from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
@@ -54,6 +55,13 @@ CASES = {
     "cp2 lite": (V2_LITE, 1, 2, {"cp": 2}),
     "cp2 latent": (V3, 1, 2, {"cp": 2, "recompute": "latent"}),
     "cp2 selective": (V3, 2, 1, {"cp": 2, "recompute": "selective"}),
+    "mtp ep4": (V3, 1, 4, {"mtp": True}),
+    "mtp tp2 ep4 zero1": (V3, 2, 4, {"mtp": True, "zero": 1}),
+    "mtp tp2 sp ep2 zero2": (V3, 2, 2, {"mtp": True, "sequence_parallel": True, "zero": 2}),
+    "mtp tp2 adp": (V3, 2, 1, {"mtp": True, "attention_dp": True}),
+    "mtp cp2 zero3 selective": (V3, 1, 2, {"mtp": True, "cp": 2, "zero": 3,
+                                           "recompute": "selective"}),
+    "mtp latent": (V3, 2, 2, {"mtp": True, "recompute": "latent"}),
 }  # fmt: skip
 
 
@@ -138,43 +146,65 @@ def grads_of(model: ParallelDeepSeek, whole: dict[str, torch.Tensor], layout: La
     assert seen == len(whole), f"{seen} of {len(whole)} gradients compared"
 
 
+def in_whole(path: str, main: int) -> str:
+    """What the whole model of `main` layers calls a parameter: its MTP module is a layer more."""
+    return path.replace("model.mtp.", f"model.layers.{main}.")
+
+
 def training(config: dict, tp: int, ep: int, options: dict) -> None:
     """Two steps of SGD: logits, gradients, and logits behind the update."""
     sizes = Config.from_hf(config)
-    whole = build(sizes, precision="fp32", training=True, device="cpu").init_weights(0)
     options = dict(options)
-    cp = options.pop("cp", 1)
+    cp, mtp = options.pop("cp", 1), options.pop("mtp", False)
+    whole = build(sizes, precision="fp32", training=True, mtp=mtp, device="cpu").init_weights(0)
     layout = Layout(**groups(tp, ep, cp), **options)
     model = ParallelDeepSeek(
-        sizes, Precision(torch.float32, training=True), layout, device="cpu"
+        sizes, Precision(torch.float32, training=True), layout, mtp=mtp, device="cpu"
     ).train()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            parameter.copy_(cut(path, whole.get_parameter(path), layout))
+            wide = whole.get_parameter(in_whole(path, sizes.num_hidden_layers))
+            parameter.copy_(cut(path, wide, layout))
     model.shard_()
 
     cut_by = 1 if layout.attention_dp else tp * cp
     data, mine = WORLD // cut_by, dist.get_rank() // cut_by
     tokens = chunks(cp, dist.get_rank() // tp % cp)
     generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, sizes.vocab_size, (2, data * BATCH, SEQ + 1), generator=generator)
+    ids = torch.randint(0, sizes.vocab_size, (2, data * BATCH, SEQ + 2), generator=generator)
+    cross_entropy = torch.nn.functional.cross_entropy
     for step_ids in ids:
-        inputs, targets = step_ids[:, :-1], step_ids[:, 1:]
-        expected = whole(inputs)
-        loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten())
-        loss.backward()
+        inputs, targets, second = step_ids[:, :-2], step_ids[:, 1:-1], step_ids[:, 2:]
         rows = slice(mine * BATCH, (mine + 1) * BATCH)
-        logits = model(inputs[rows][:, tokens])
-        close("logits", model.whole_logits(logits.detach()), expected[rows][:, tokens].detach())
         share = 1 / (data * cp)
-        part = vocab_parallel_loss(logits, targets[rows][:, tokens], layout.attention, share)
+        if mtp:
+            both = whole(inputs, next_ids_BS=targets)
+            made = model(inputs[rows][:, tokens], next_ids_BS=targets[rows][:, tokens])
+        else:
+            both, made = (whole(inputs),), (model(inputs[rows][:, tokens]),)
+        loss = part = 0.0
+        for expected, logits, ahead, weight in zip(
+            both, made, (targets, second), (1.0, MTP_WEIGHT), strict=False
+        ):
+            found = expected[rows][:, tokens].detach()
+            close("logits", model.whole_logits(logits.detach()), found)
+            loss = loss + weight * cross_entropy(expected.flatten(0, 1), ahead.flatten())
+            part = part + vocab_parallel_loss(
+                logits, ahead[rows][:, tokens], layout.attention, weight * share
+            )
+        loss.backward()
         part.backward()
         total = part.detach().clone()
         dist.all_reduce(total)
         close("loss", total / (1 if layout.attention_dp else tp), loss.detach())
         reduce_gradients(model)
-        grads_of(model, {n: p.grad for n, p in whole.named_parameters() if p.grad is not None},
-                 layout)  # fmt: skip
+        last = f"model.layers.{sizes.num_hidden_layers}."
+        grads_of(
+            model,
+            {n.replace(last, "model.mtp."): p.grad for n, p in whole.named_parameters()
+             if p.grad is not None},
+            layout,
+        )  # fmt: skip
         with torch.no_grad():
             for parameters in (owned(model), whole.parameters()):
                 for parameter in parameters:
@@ -294,6 +324,51 @@ def pipeline() -> None:
             close(path, parameter.grad, other.grad)
 
 
+def pipeline_mtp() -> None:
+    """Three layers over four stages, the last of which has norm, MTP module and head; both ends
+    have the embedding, whose gradients are summed.
+    """
+    sizes = Config.from_hf(V3)
+    whole = build(sizes, precision="fp32", training=True, mtp=True, device="cpu").init_weights(0)
+    rank, main = dist.get_rank(), sizes.num_hidden_layers
+    line = Group(dist.new_group(list(range(WORLD))).group_name, WORLD, rank)
+    ends = dist.new_group([0, WORLD - 1])  # every process makes it, two are in it
+    layout = Layout()
+    if rank in (0, WORLD - 1):
+        layout = Layout(embedding=Group(ends.group_name, 2, int(rank > 0)))
+    model = ParallelDeepSeek(
+        sizes, Precision(torch.float32, training=True), layout, layers=range(rank, rank + 1),
+        mtp=True, device="cpu",
+    ).train()  # fmt: skip
+    first = rank if rank < main else main
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            wide = in_whole(path.replace("layers.0.", f"layers.{first}."), main)
+            parameter.copy_(whole.get_parameter(wide))
+    model.shard_()
+    ids = torch.randint(0, 96, (BATCH, SEQ + 1), generator=torch.Generator().manual_seed(1))
+    x, after = ids[:, :-1], ids[:, 1:]
+    expected = whole(x, next_ids_BS=after)
+    sum(y.square().mean() for y in expected).backward()
+    if rank:
+        x = receive(
+            torch.empty(BATCH * SEQ, sizes.hidden_size, requires_grad=True) * 1.0, rank - 1, line
+        )
+    if rank == WORLD - 1:
+        made = model(x, shape=(BATCH, SEQ), next_ids_BS=after)
+        for y, wanted in zip(made, expected, strict=True):
+            close("logits", y.detach(), wanted.detach())
+        sum(y.square().mean() for y in made).backward()
+    else:
+        sent = send(model(x, shape=(BATCH, SEQ)), rank + 1, line)
+        sent.backward(torch.full_like(sent, float("nan")))
+    reduce_embedding(model)
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            other = in_whole(path.replace("layers.0.", f"layers.{first}."), main)
+            close(path, parameter.grad, whole.get_parameter(other).grad)
+
+
 OTHERS = {
     "serving ep4": lambda: serving("fp32", 1, 4, 0),
     "serving ep4 redundant": lambda: serving("fp32", 1, 4, 8),
@@ -303,6 +378,7 @@ OTHERS = {
     "prefill fp8 cp4": lambda: context_prefill("fp8"),
     "fp8 training": fp8_training,
     "pipeline": pipeline,
+    "pipeline mtp": pipeline_mtp,
 }
 
 

@@ -47,3 +47,15 @@ def reference_sources() -> Path:
     import tracer.models
 
     return Path(str(tracer.models.__file__)).parent
+
+
+def why_no_mtp(modules: int) -> str:
+    """Why a model of so many modules of multi-token prediction is not trained with them; "" of one.
+
+    Releases have one (DeepSeek-V3 and R1) or none.
+    """
+    if modules == 1:
+        return ""
+    if modules:
+        return f"mtp: the model has {modules} modules of multi-token prediction, known is one"
+    return "mtp: the model has no module of multi-token prediction (num_nextn_predict_layers)"

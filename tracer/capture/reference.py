@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
+from .configs import why_no_mtp
 from .grounds import META
 from .loss import next_token_loss
 from .program import DECODE, PREFILL, TRAINING, Run, no_state
@@ -19,18 +20,19 @@ class ReferenceProgram:
     """`tracer.models` under the `Program` protocol.
 
     Decode runs the absorbed form of MLA over the latent cache, prefill and training the naive form.
-    `last_logits`: a prefill makes those of the last token of every sequence alone.
+    `last_logits`: a prefill makes those of the last token of every sequence alone. With `mtp` it has
+    its module of multi-token prediction too, and is trained, not served.
     """
 
     last_logits = False
-    phases = (TRAINING, PREFILL, DECODE)
     grounds = (META,)
     longest = None
     shortest = 1
 
     def __init__(
-        self, name: str, config: Mapping[str, Any], dtype: str = "bf16", layers: int | None = None
-    ) -> None:
+        self, name: str, config: Mapping[str, Any], dtype: str = "bf16", layers: int | None = None,
+        mtp: bool = False,
+    ) -> None:  # fmt: skip
         from tracer.models import Config
 
         self.name = name
@@ -46,8 +48,23 @@ class ReferenceProgram:
         self.raw: Mapping[str, Any] = raw
         self.config = Config.from_hf(raw, name)
         self.dtype = dtype
-        self.layers = self.config.num_hidden_layers
+        self.mtp = mtp
+        if mtp and (reason := why_no_mtp(self.config.num_nextn_predict_layers)):
+            raise UserError(f"{name}: {reason}")
+        self.phases = (TRAINING,) if mtp else (TRAINING, PREFILL, DECODE)
+        self.layers = self.config.num_hidden_layers + mtp
+        self._with_mtp: ReferenceProgram | None = None
         self._modules: dict[bool, nn.Module] = {}
+
+    def with_mtp(self) -> ReferenceProgram:
+        """The same with its MTP module, the same object every time.
+
+        Raises:
+            UserError: the model has none.
+        """
+        if self._with_mtp is None:
+            self._with_mtp = ReferenceProgram(self.name, self.raw, self.dtype, mtp=True)
+        return self._with_mtp
 
     def module(self, phase: str, ground: str = META) -> nn.Module:
         """The model on meta; in FP8, training keeps BF16 weights and serving the released ones."""
@@ -55,7 +72,9 @@ class ReferenceProgram:
 
         training = phase == TRAINING
         if training not in self._modules:
-            model = build(self.config, precision=self.dtype, training=training, device="meta")
+            model = build(
+                self.config, precision=self.dtype, training=training, mtp=self.mtp, device="meta"
+            )
             if not training:
                 model.prepare_decode()
             self._modules[training] = model
@@ -69,6 +88,11 @@ class ReferenceProgram:
         ids = torch.zeros(batch, 1 if phase == DECODE else seq, dtype=torch.long, device="meta")
         if phase == TRAINING:
             targets = torch.zeros_like(ids)
+            if self.mtp:
+                return Run(
+                    lambda: module(ids, None, next_ids_BS=targets),
+                    lambda both: two_tokens_loss(*both, targets), no_state, batch, seq, context,
+                )  # fmt: skip
             return Run(
                 lambda: module(ids, None), lambda logits: next_token_loss(logits, targets),
                 no_state, batch, seq, context,
@@ -85,3 +109,10 @@ class ReferenceProgram:
     def adapt(self, error: Exception) -> bool:
         """Nothing to change: it runs."""
         return False
+
+
+def two_tokens_loss(main: Tensor, drafted: Tensor, targets: Tensor) -> Tensor:
+    """The loss of the next token and, weighted, that of the one after it."""
+    from tracer.models.deepseek import MTP_WEIGHT
+
+    return next_token_loss(main, targets) + next_token_loss(drafted, targets) * MTP_WEIGHT

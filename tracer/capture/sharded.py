@@ -113,8 +113,10 @@ class _Rank:
         self.work, self.plan, self.groups = workload, plan, groups
         self.trained = workload.phase == TRAINING
         self.config = program.config
-        self.stage, self.layers = stage, len(layers)
+        self.stage = stage
         self.first, self.last = stage == 0, stage == plan.stages - 1
+        self.drafts = plan.mtp and self.last
+        self.layers = len(layers) - self.drafts
         self.notes: list[str] = []
         fp8 = program.dtype == "fp8"
         precision = Precision(DTYPES[program.dtype], fp8=fp8, training=self.trained)
@@ -128,7 +130,9 @@ class _Rank:
             recompute=plan.recompute if self.trained else "none",
         )
         self.layout = layout
-        self.model = ParallelDeepSeek(self.config, precision, layout, layers=layers, device=META)
+        self.model = ParallelDeepSeek(
+            self.config, precision, layout, layers=layers, mtp=plan.mtp, device=META
+        )
         if self.trained:
             self.model.train().shard_()
         else:
@@ -153,14 +157,14 @@ class _Rank:
         shape = (batch * self.seq // cut, self.config.hidden_size)
         return torch.empty(shape, dtype=self.dtype, device=META, requires_grad=self.trained)
 
-    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
-        """Receive, run, and send; logits in the last stage."""
+    def forward(self, x: Tensor, cache: Any = None, next_ids: Tensor | None = None) -> Any:
+        """Receive, run, and send; logits in the last stage, with `next_ids` of MTP too."""
         from tracer.models.collectives import receive, send
 
         group = self.groups["pp"]
         if not self.first:
             x = receive(x, (self.stage - 1) % self.plan.pp, group)
-        out: Tensor = self.model(x, cache, (self.work.batch, self.seq))
+        out = self.model(x, cache, (self.work.batch, self.seq), next_ids)
         if not self.last:
             out = send(out, (self.stage + 1) % self.plan.pp, group)
         elif cache is not None and self.layout.attention.size > 1:
@@ -190,17 +194,16 @@ class _Rank:
 
     def training(self, attention: str, fold: bool) -> Trace:
         """One micro-batch, and what ends a step."""
-        from tracer.models.parallel_loss import vocab_parallel_loss
+        from tracer.models.parallel import reduce_embedding
         from tracer.models.zero import gather_parameters, owned, reduce_gradients
 
         model = self.model
         x = self.input()
         targets = torch.zeros(self.work.batch, self.seq, dtype=torch.long, device=META)
-        share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
         with self._watched(attention, fold) as capture:
-            out = self.forward(x)
+            out = self.forward(x, next_ids=targets if self.drafts else None)
             if self.last:
-                out = vocab_parallel_loss(out, targets, self.layout.attention, share)
+                out = self._loss(out, targets)
                 torch.autograd.backward(out)
             else:
                 with capture.paused():
@@ -214,6 +217,7 @@ class _Rank:
             grads = (p.grad for p in model.parameters() if p.grad is not None)
             capture.mark("gradients", grads)
             with capture.optimizer_step():
+                reduce_embedding(model)
                 reduce_gradients(model)
             if self.work.optimizer == "adamw":
                 with capture.paused():
@@ -223,3 +227,16 @@ class _Rank:
                     step.step()
                     gather_parameters(model)
         return capture.trace
+
+    def _loss(self, out: Any, targets: Tensor) -> Tensor:
+        """Of the last stage's logits against the next tokens; with MTP also of the second ones."""
+        from tracer.models.deepseek import MTP_WEIGHT
+        from tracer.models.parallel_loss import vocab_parallel_loss
+
+        share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
+        group = self.layout.attention
+        if not self.drafts:
+            return vocab_parallel_loss(out, targets, group, share)
+        main, drafted = out
+        loss = vocab_parallel_loss(main, targets, group, share)
+        return loss + vocab_parallel_loss(drafted, targets, group, share * MTP_WEIGHT)

@@ -11,21 +11,20 @@ its stage, whatever these do to attention, and held again by the next `ep` ranks
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import UserError, did_you_mean
+from ..capture.configs import why_no_mtp
+from ..errors import UserError
 from .sizes import Sizes
+from .words import values_in
 
 RECOMPUTE = ("none", "latent", "selective", "full")
 MOMENTS = ("fp32", "bf16")
 
+TURNS = ("zbv", "dualpipe", "dualpipev")  # schedules with the first and last stage on one rank
+
 _CHOICES = {"recompute": RECOMPUTE, "moments": MOMENTS}
-_ALIASES = {
-    "sp": "sequence_parallel", "adp": "attention_dp", "mbs": "micro_batch",
-    "vpp": "chunks", "redundant": "redundant_experts",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,7 @@ class Plan:
             up-projections, as DeepSeek-V3 was trained), "selective" (everything but products,
             attention and collectives) or "full" (whole layers).
         moments: how AdamW keeps its two moments, "fp32" or "bf16".
+        mtp: the model is trained with its module of multi-token prediction, in the last stage.
     """
 
     tp: int = 1
@@ -72,6 +72,7 @@ class Plan:
     redundant_experts: int = 0
     recompute: str = "none"
     moments: str = "fp32"
+    mtp: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "ep", "pp", "dp", "cp", "micro_batch", "micro_batches", "chunks"):
@@ -115,17 +116,31 @@ class Plan:
         """Sequences of one step."""
         return self.data_ranks * self.micro_batch * self.micro_batches
 
+    @property
+    def copies_embedding(self) -> bool:
+        """Whether the last stage needs an embedding of its own: its GPUs have no first stage."""
+        return self.mtp and self.pp > 1 and self.schedule not in TURNS
+
     def layers_of(self, stage: int, layers: int) -> range:
         """The layers of a stage, as even as they divide; the first stages have one more.
 
-        The last stage also has the output head, so it is never among the longer ones.
+        The last stage also has the output head, so it is never among the longer ones. With `mtp`
+        its range has one more, number `layers`: the MTP module. That, and its pass through the
+        head, count as a layer each (in DeepSeek-V3 either takes about as long as one), so that the
+        last stage has two others fewer.
 
         Raises:
             UserError: there is no such stage.
         """
         if not 0 <= stage < self.stages:
             raise UserError(f"stage={stage}: the plan has stages 0 to {self.stages - 1}")
-        each, more = divmod(layers, self.stages)
+        stages = self.stages
+        if self.mtp:
+            last = layers if stages == 1 else max((layers + 2) // stages - 2, 0)
+            if stage == stages - 1:
+                return range(layers - last, layers + 1)
+            layers, stages = layers - last, stages - 1
+        each, more = divmod(layers, stages)
         start = stage * each + min(stage, more)
         return range(start, start + each + (stage < more))
 
@@ -134,7 +149,8 @@ class Plan:
 
         "tp", "cp", "ep" and "pp" are what they say. Gradients are summed over "dp" (ranks with the
         same slices of attention and feed-forwards), "edp" (with the same experts) or "stage" (all
-        ranks of the stage). All three hold CP ranks too: they see different tokens.
+        ranks of the stage). All three hold CP ranks too: they see different tokens. "embedding" is
+        there where the first and the last stage both have the embedding.
 
         Raises:
             UserError: there is no such rank.
@@ -145,7 +161,7 @@ class Plan:
         base, local = rank - rank % size, rank % size
         tp, cp_place = local % self.tp, local % (self.tp * self.cp)
         ep = local - local % self.ep
-        return {
+        found = {
             "tp": range(rank - tp, rank - tp + self.tp),
             "cp": range(rank - cp_place + tp, rank - cp_place + self.tp * self.cp, self.tp),
             "ep": range(base + ep, base + ep + self.ep),
@@ -154,6 +170,10 @@ class Plan:
             "stage": range(base, base + size),
             "pp": range(local, self.world, size),
         }
+        far = self.world - size  # from the first stage to the last
+        if self.copies_embedding and base in (0, far):
+            found["embedding"] = range(local, local + far + 1, far)
+        return found
 
     # -- what does not work -----------------------------------------------------------------------
 
@@ -170,12 +190,17 @@ class Plan:
             if number % by:
                 found.append(f"{number} {what} do not divide by {name}={by}")
 
-        if self.pp > sizes.layers:
-            found.append(f"{sizes.layers} layers over PP={self.pp} leaves stages empty")
-        elif self.stages > sizes.layers:
+        if self.mtp:
+            if not training:
+                found.append("mtp trains: serving with it, speculative decoding, is not modelled")
+            elif reason := why_no_mtp(sizes.mtp):
+                found.append(reason)
+        layers = f"{sizes.layers} layers" + (" and the MTP module" if self.mtp else "")
+        if self.pp > sizes.layers + self.mtp:
+            found.append(f"{layers} over PP={self.pp} leaves stages empty")
+        elif self.stages > sizes.layers + self.mtp:
             found.append(
-                f"{sizes.layers} layers over PP={self.pp} with {self.chunks} chunks a rank leaves "
-                "stages empty"
+                f"{layers} over PP={self.pp} with {self.chunks} chunks a rank leaves stages empty"
             )
         if self.chunks > 1 and self.pp == 1:
             found.append(f"{self.chunks} chunks a rank need a pipeline: PP is 1")
@@ -264,11 +289,16 @@ class Plan:
                 f"{sizes.kv_heads} KV heads over TP={self.tp}: each is held by "
                 f"{self.tp // sizes.kv_heads} ranks"
             )
-        if self.layers_of(0, sizes.layers) and sizes.layers % self.stages:
-            long, short = -(-sizes.layers // self.stages), sizes.layers // self.stages
+        counts = [len(self.layers_of(stage, sizes.layers)) for stage in range(self.stages)]
+        if self.mtp:
             found.append(
-                f"{sizes.layers} layers over {self.stages} stages: {sizes.layers % self.stages} of "
-                f"them have {long}, the others {short}"
+                f"{sizes.layers} layers over {self.stages} stages: the last has "
+                f"{counts[-1] - 1}, the MTP module and both passes through the output head"
+            )
+        elif max(counts) > min(counts):
+            found.append(
+                f"{sizes.layers} layers over {self.stages} stages: {counts.count(max(counts))} of "
+                f"them have {max(counts)}, the others {min(counts)}"
             )
         if domain:
             for name in ("tp", "ep"):
@@ -293,17 +323,7 @@ class Plan:
         Raises:
             UserError: a word is not understood, or a name is given twice.
         """
-        values: dict[str, Any] = {}
-        kinds = {item.name: type(item.default) for item in fields(cls)}
-        for word in text.replace(",", " ").split():
-            name, value = _split(word.lower(), kinds)
-            if name not in kinds:
-                known = [*kinds, *_ALIASES, "fsdp"]
-                raise UserError(f"plan {text!r}: {word!r}: {did_you_mean(name, known)}")
-            if name in values:
-                raise UserError(f"plan {text!r}: {name} is given twice")
-            values[name] = _read(text, word, kinds[name], value)
-        return cls(**values)
+        return cls(**values_in(text, {item.name: type(item.default) for item in fields(cls)}))
 
     def __str__(self) -> str:
         """The words that `parse` reads, without what is at its default."""
@@ -318,33 +338,3 @@ class Plan:
 def _whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name}={value!r}: give a whole number of at least {least}")
-
-
-def _split(word: str, kinds: dict[str, type]) -> tuple[str, str | None]:
-    """`tp=4`, `tp4` and `sp` as name and value."""
-    if word == "fsdp":
-        return "zero", "3"
-    name, equals, value = word.partition("=")
-    name = _ALIASES.get(name, name)
-    if equals:
-        return name, value
-    short = re.fullmatch(r"([a-z]+)(\d+)", word)
-    if short and kinds.get(_ALIASES.get(short[1], short[1])) is int:
-        return _ALIASES.get(short[1], short[1]), short[2]
-    return name, None
-
-
-def _read(text: str, word: str, kind: type, value: str | None) -> Any:
-    if kind is bool:
-        if value in (None, "1", "true", "yes", "on"):
-            return True
-        if value in ("0", "false", "no", "off"):
-            return False
-        raise UserError(f"plan {text!r}: {word!r}: say true or false")
-    if not value:
-        raise UserError(f"plan {text!r}: {word!r} has no value")
-    if kind is int:
-        if not re.fullmatch(r"\d+", value):
-            raise UserError(f"plan {text!r}: {word!r}: give a whole number")
-        return int(value)
-    return value

@@ -96,7 +96,11 @@ def stage_traces(
         ends = (stage == 0, stage == plan.stages - 1)
         alike.setdefault((kinds, ends), []).append(stage)
     # The schedule and the moments' type do not show; of micro-batches, whether there is one.
-    shown = replace(plan, schedule="1f1b", moments="fp32", micro_batches=min(plan.micro_batches, 2))
+    # With MTP the schedule says whether first and last stage sum an embedding's gradients.
+    schedule = plan.schedule if plan.mtp else "1f1b"
+    shown = replace(
+        plan, schedule=schedule, moments="fp32", micro_batches=min(plan.micro_batches, 2)
+    )
     found = []
     for stages in alike.values():
         trace = _recorded(program, workload, shown, stages[0], attention, fold)

@@ -15,7 +15,7 @@ class Sizes:
 
     `width` is that of a dense feed-forward, `expert_width` that of one expert. `latent` says that
     all heads share one compressed KV (MLA), so that the cache is not cut by heads. `tied`: the
-    embedding is the output head.
+    embedding is the output head. `mtp`: modules of multi-token prediction.
     """
 
     layers: int
@@ -29,6 +29,7 @@ class Sizes:
     shared_width: int = 0
     latent: bool = False
     tied: bool = False
+    mtp: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Sizes:
@@ -67,4 +68,5 @@ class Sizes:
             shared_width=shared or first("shared_expert_intermediate_size", default=0),
             latent=isinstance(config.get("kv_lora_rank"), int),
             tied=bool(config.get("tie_word_embeddings", False)),
+            mtp=first("num_nextn_predict_layers", default=0),
         )

@@ -53,6 +53,8 @@ _REFERENCE = {
     "does nothing yet); the reference models have it",
     "attention_dp": "traced for the reference models only",
     "redundant_experts": "traced for the reference models only",
+    "mtp": "transformers' modelling code has no module of multi-token prediction; the reference "
+    "models have it",
 }
 
 
