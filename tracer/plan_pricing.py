@@ -35,7 +35,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """
     from .parallel.plan import Plan
 
-    axes = {name: getattr(options, name) or 1 for name in ("tp", "ep", "pp", "cp")}
+    axes: dict[str, Any] = {n: getattr(options, n) or 1 for n in ("tp", "ep", "pp", "cp")}
     for name in ("tp", "ep", "pp", "dp", "cp", "gpus", "microbatches", "seq", "context"):
         value = getattr(options, name)
         if value is not None and value < 1:

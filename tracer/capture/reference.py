@@ -91,7 +91,7 @@ class ReferenceProgram:
             if self.mtp:
                 return Run(
                     lambda: module(ids, None, next_ids_BS=targets),
-                    lambda both: two_tokens_loss(*both, targets), no_state, batch, seq, context,
+                    lambda both: two_tokens_loss(both, targets), no_state, batch, seq, context,
                 )  # fmt: skip
             return Run(
                 lambda: module(ids, None), lambda logits: next_token_loss(logits, targets),
@@ -111,8 +111,10 @@ class ReferenceProgram:
         return False
 
 
-def two_tokens_loss(main: Tensor, drafted: Tensor, targets: Tensor) -> Tensor:
+def two_tokens_loss(logits: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     """The loss of the next token and, weighted, that of the one after it."""
     from tracer.models.deepseek import MTP_WEIGHT
 
-    return next_token_loss(main, targets) + next_token_loss(drafted, targets) * MTP_WEIGHT
+    main, drafted = (next_token_loss(each, targets) for each in logits)
+    loss: Tensor = main + drafted * MTP_WEIGHT
+    return loss

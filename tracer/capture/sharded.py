@@ -234,9 +234,9 @@ class _Rank:
         from tracer.models.parallel_loss import vocab_parallel_loss
 
         share = 1 / (self.plan.data_ranks * self.plan.cp * self.plan.micro_batches)
-        group = self.layout.attention
-        if not self.drafts:
-            return vocab_parallel_loss(out, targets, group, share)
-        main, drafted = out
-        loss = vocab_parallel_loss(main, targets, group, share)
-        return loss + vocab_parallel_loss(drafted, targets, group, share * MTP_WEIGHT)
+        main, drafted = out if self.drafts else (out, None)
+        loss: Tensor = vocab_parallel_loss(main, targets, self.layout.attention, share)
+        if drafted is None:
+            return loss
+        share *= MTP_WEIGHT
+        return loss + vocab_parallel_loss(drafted, targets, self.layout.attention, share)

@@ -146,6 +146,8 @@ class Clocked:
             if name == "isend":
                 self.hops[direction] += nbytes
             return False
+        if axis == "embedding":  # at the end of a step, which is priced from the parameters
+            return False
         over_data = direction == OPTIMIZER or axis in OVER_DATA
         if over_data and COLLECTIVES[name] in ("reduce_scatter", "all_reduce"):
             self.reduced[axis] = self.reduced.get(axis, 0.0) + nbytes

@@ -72,6 +72,9 @@ class DataRanks:
                 yield axis, "reduce_scatter" if zero else "all_reduce", self._item * count, group
             if zero in (1, 2):
                 yield axis, "all_gather", 2.0 * count, group
+        if block.copied:  # whole gradients, as Megatron sums them, or the slices that are kept
+            nbytes = self._item * block.copied / (self.group("dp").ranks if zero >= 2 else 1)
+            yield "embedding", "all_reduce", nbytes, self.group("embedding")
 
     def optimizer(self, block: Block) -> float:
         """Seconds of AdamW: reads gradient, master, two moments; writes master, moments, parameter.
@@ -91,7 +94,7 @@ class DataRanks:
         if self.plan.micro_batches == 1:
             return 0.0
         wide = 8.0 if self.assume.gradients == "fp32" else 4.0
-        return self.stream(wide * sum(block.parameters.values()))
+        return self.stream(wide * (sum(block.parameters.values()) + block.borrowed))
 
     def stream(self, nbytes: float, launches: int = 0) -> float:
         """Seconds to move so many bytes as contiguous elementwise kernels do."""

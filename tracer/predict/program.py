@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
-from . import pieces
+from . import mtp, pieces
 from .links import EVEN_LOAD, Links, RankLoad
 from .structure import Block, Kernels, Structure, groups_on
 
@@ -29,7 +29,10 @@ class Stages(Protocol):
         """One a stage."""
 
     def flops(self) -> tuple[float, float]:
-        """Published FLOPs of a step: causal pairs, all S^2 pairs."""
+        """Published FLOPs of a step: causal pairs, all S^2 pairs; without an MTP module's."""
+
+    def mtp_flops(self) -> tuple[float, float]:
+        """Those of the MTP module and its pass through the output head; 0 without."""
 
     def buffers(self) -> float:
         """Bytes that the exchange of experts' tokens holds on a rank, as far as they are known."""
@@ -99,16 +102,17 @@ class ReferenceStages:
         return [found[stage] for stage in range(self.structure.plan.stages)]
 
     def flops(self) -> tuple[float, float]:
-        s = self.structure
-        each = model_flops(s.program, s.workload.phase, s.workload.seq, s.workload.context)
-        batch = s.plan.global_batch
-        return each[0] * batch, each[1] * batch
+        return step_flops(self.structure.program, self.structure.workload, self.structure.plan)
+
+    def mtp_flops(self) -> tuple[float, float]:
+        return more_flops(self.structure.program, self.structure.workload, self.structure.plan)
 
     def buffers(self) -> float:
         return self.structure.buffers()
 
     def notes(self) -> list[str]:
         notes = ["stages as sums of layers that were traced one by one"]
+        notes += mtp.notes(self.structure.plan, self.structure.sizes.layers)
         if self.structure.plan.ep > 1 and self.structure.exchange != "nccl":
             notes.append(f"expert exchange: DeepEP's {self.structure.exchange} kernels")
         if self.structure.kept == "fp8":
@@ -129,19 +133,21 @@ class WholeStages:
         self.cut = _shown(plan, workload.phase == "training")
 
     def illegal(self, plan: Plan) -> list[str]:
-        extra = plan.sequence_parallel or plan.attention_dp or plan.redundant_experts
-        if pieces.uncut(_shown(plan, self.work.phase == "training")) and not extra:
+        training = self.work.phase == "training"
+        seq = self.work.tokens // self.work.batch
+        if plan.mtp and hasattr(self.program, "with_mtp"):
+            return plan.illegal(sizes_of(self.program), training=training, seq=seq)
+        extra = plan.sequence_parallel or plan.attention_dp or plan.redundant_experts or plan.mtp
+        if pieces.uncut(_shown(plan, training)) and not extra:
             return []
         if not hasattr(self.program, "config"):
             return ["a module of one's own runs on data ranks alone, a copy on each"]
         from ..capture.huggingface.legality import illegal
 
-        training = self.work.phase == "training"
         sizes = sizes_of(self.program)
         if plan.pp == 1:  # else the two are on different ranks
             sizes = replace(sizes, tied=False)
-        seq = self.work.tokens // self.work.batch
-        found = plan.illegal(sizes, training=training, seq=seq)
+        found = replace(plan, mtp=False).illegal(sizes, training=training, seq=seq)
         return found or illegal(self.program, self.work, plan)
 
     def blocks(self) -> list[Block]:
@@ -150,8 +156,9 @@ class WholeStages:
         )
         fp8 = self.weights == "fp8"
         if self.plan.stages == 1:
+            program = self.program.with_mtp() if self.plan.mtp else self.program
             whole = pieces.traced(
-                self.program, self.work, self.cut, 0, None, self.kernels, self.network, fp8
+                program, self.work, self.cut, 0, None, self.kernels, self.network, fp8
             )
             return [whole.block(links, self.cut)]
         from ..capture.huggingface.stage import layers_of
@@ -175,15 +182,16 @@ class WholeStages:
         return [found[key] for key in order]
 
     def flops(self) -> tuple[float, float]:
-        each = model_flops(self.program, self.work.phase, self.work.seq, self.work.context)
-        batch = self.plan.global_batch
-        return each[0] * batch, each[1] * batch
+        return step_flops(self.program, self.work, self.plan)
+
+    def mtp_flops(self) -> tuple[float, float]:
+        return more_flops(self.program, self.work, self.plan)
 
     def buffers(self) -> float:
         return 0.0  # NCCL's, which has no published size
 
     def notes(self) -> list[str]:
-        notes = []
+        notes = mtp.notes(self.plan, self.program.layers)
         if self.plan.cp > 1:
             notes.append(
                 "CP of a transformers model: two chunks of every sequence a rank (zigzag); keys "
@@ -230,6 +238,20 @@ def _shown(plan: Plan, training: bool) -> Plan:
         zero=3 if fully else 0, micro_batch=plan.micro_batch,
         recompute=plan.recompute if training else "none",
     )  # fmt: skip
+
+
+def step_flops(program: Any, work: Any, plan: Plan) -> tuple[float, float]:
+    """Published FLOPs of a step of `plan`: causal pairs, all pairs."""
+    causal, full = model_flops(program, work.phase, work.seq, work.context)
+    return causal * plan.global_batch, full * plan.global_batch
+
+
+def more_flops(program: Any, work: Any, plan: Plan) -> tuple[float, float]:
+    """What an MTP module adds to them."""
+    if not plan.mtp:
+        return 0.0, 0.0
+    with_it, without = (step_flops(p, work, plan) for p in (program.with_mtp(), program))
+    return with_it[0] - without[0], with_it[1] - without[1]
 
 
 @functools.lru_cache(maxsize=64)

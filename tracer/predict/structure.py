@@ -4,6 +4,7 @@ What a rank runs for one layer depends on how the layer is cut (`tp`, `ep`, `cp`
 once, what is computed again), not on how many stages or replicas there are. So one-layer stages of
 short models are traced: the first with the embedding, a dense layer, an expert layer, the last with
 the output head, of which the layer is taken off again; any stage of any plan is a sum of them.
+A head with the module of multi-token prediction is a last stage without other layers (see `mtp`).
 What this leaves out is the kernels that would fuse across two layers;
 `tests/predict/test_plan_blocks.py` holds it against stages traced as a whole.
 """
@@ -32,13 +33,14 @@ from .clocked import Clocked
 from .kept import kept_in_fp8
 from .kernels import Kernels
 from .links import EVEN_LOAD, Links, RankLoad
+from .mtp import kept_beside_layer, sharing
 from .passes import Passes, beyond, joined
 
 if TYPE_CHECKING:
     from ..capture.reference import ReferenceProgram
     from ..capture.workload import Workload
 
-EMBEDDING, DENSE, EXPERTS, HEAD = "embedding", "dense", "experts", "head"
+EMBEDDING, DENSE, EXPERTS, HEAD, MTP = "embedding", "dense", "experts", "head", "mtp"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Block:
     Bytes, of one micro-batch where it matters: `weights`, `saved` for the backward, `shared` of
     what is saved but the same for all micro-batches (weights in FP8), `working` beside these, `kv`;
     `update` comes and goes in the optimizer's step, when nothing is saved any more.
-    `parameters`: elements by axis over which their gradients are summed.
+    `parameters`: elements by axis over which their gradients are summed. `borrowed`: elements that
+    another stage of the GPU holds, of which gradients are made here; `copied`: elements that a
+    stage of other GPUs has too.
     """
 
     passes: Passes
@@ -60,6 +64,8 @@ class Block:
     parameters: Mapping[str, float] = field(default_factory=dict)
     master: float = 4.0  # bytes an element of FP32 master weights: none for FP32 parameters
     update: float = 0.0
+    borrowed: float = 0.0
+    copied: float = 0.0
 
     def minus(self, other: Block) -> Block:
         """What this one has more than `other`."""
@@ -84,6 +90,7 @@ def together(blocks: list[Block]) -> Block:
         sum(b.weights for b in blocks), sum(b.saved for b in blocks),
         sum(b.shared for b in blocks), max(b.working for b in blocks), sum(b.kv for b in blocks),
         parameters, max(b.master for b in blocks), max(b.update for b in blocks),
+        sum(b.borrowed for b in blocks), sum(b.copied for b in blocks),
     )  # fmt: skip
 
 
@@ -130,8 +137,9 @@ class Structure:
         found = []
         for index in layers:
             kind = EXPERTS if config.is_moe(index) else DENSE
+            kind = MTP if index == self.sizes.layers else kind
             found.append(self.block(EMBEDDING if index == 0 else kind))
-        if layers.stop == self.sizes.layers:
+        if layers.stop == self.sizes.layers and not self.plan.mtp:
             found.append(self.block(HEAD))
         return together(found)
 
@@ -140,7 +148,7 @@ class Structure:
         config, groups = self.program.config, dict[Any, list[int]]()
         for stage in range(self.plan.stages):
             layers = self.plan.layers_of(stage, self.sizes.layers)
-            kinds = (layers.start == 0, layers.stop == self.sizes.layers,
+            kinds = (layers.start == 0, stage == self.plan.stages - 1,
                      tuple(config.is_moe(i) for i in layers))  # fmt: skip
             groups.setdefault(kinds, []).append(stage)
         for stages in groups.values():
@@ -169,12 +177,22 @@ class Structure:
         if kind == HEAD:
             last = self._on_last_tokens()
             return last._of(HEAD).minus(last._of(DENSE))
+        block, config = self._of(kind), self.program.config
         if self.kept == "fp8":
-            moe = self.program.config.is_moe(0) if kind == EMBEDDING else kind == EXPERTS
             tokens = self.workload.tokens // plan.cp
-            saved = kept_in_fp8(self.program.config, tokens, moe)
-            return replace(self._of(kind), saved=saved)
-        return self._of(kind)
+            saved = kept_in_fp8(config, tokens, self._has_experts(kind))
+            if kind == MTP:
+                saved += kept_beside_layer(config, tokens) + 2 * self.block(HEAD).saved
+            block = replace(block, saved=saved)
+        if plan.mtp and kind in (EMBEDDING, MTP):
+            inner = EXPERTS if self._has_experts(EMBEDDING) else DENSE
+            block = sharing(plan, kind == MTP, block, self._of(EMBEDDING).minus(self._of(inner)))
+        return block
+
+    def _has_experts(self, kind: str) -> bool:
+        config = self.program.config
+        layer = {EMBEDDING: 0, MTP: config.num_hidden_layers}.get(kind)
+        return kind == EXPERTS if layer is None else bool(config.is_moe(layer))
 
     def _on_last_tokens(self) -> Structure:
         """With the tokens that the head sees: where a prefill wants logits of the last token of
@@ -189,9 +207,8 @@ class Structure:
         return found
 
     def _of(self, kind: str) -> Block:
-        plan = self.plan
-        has_experts = kind == EXPERTS or (kind == EMBEDDING and self.program.config.is_moe(0))
-        return self._block(kind, _cut(plan, plan.ep if has_experts else 1))
+        cut = _cut(self.plan, self.plan.ep if self._has_experts(kind) else 1)
+        return self._block(kind, replace(cut, mtp=kind == MTP))
 
     def _block(self, kind: str, cut: Plan) -> Block:
         return _measured(
@@ -263,7 +280,7 @@ def _clocked(
     kernels: Kernels,
 ) -> tuple[Clocked, Held]:  # fmt: skip
     short, place = _short(program, kind)
-    plan = replace(cut, pp=short.layers)
+    plan = replace(cut, pp=short.layers + cut.mtp)
     with without_collector():
         trace = rank_trace(
             short, workload, plan, rank=place * plan.ranks_per_stage, stage=place, fold=False
@@ -279,7 +296,9 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
 
     config = program.config
     dense = sum(not config.is_moe(i) for i in range(config.num_hidden_layers))
-    if kind in (DENSE, HEAD):  # a head on a dense layer: the room that experts need would hide it
+    if kind == MTP:
+        layers, first, place = 1, min(dense, 1), 1
+    elif kind in (DENSE, HEAD):  # a head on a dense layer: the room that experts need would hide it
         layers, first, place = 3, 3, 2 if kind == HEAD else 1
     else:
         first = min(dense, 2)

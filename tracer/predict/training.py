@@ -48,8 +48,9 @@ class TrainingStep:
 
     `breakdown` and `slots` are left out of searches. `slots`: seconds by kind of pipeline slot (F,
     I, W, F&B), mean over ranks, a whole backward split into I and W; "data", messages over data
-    ranks behind the pipeline, and "optimizer". `reason` says why the plan does not run; then
-    nothing but memory is to be quoted.
+    ranks behind the pipeline, and "optimizer". `flops` are the model's as published, `flops_mtp`
+    what its MTP module adds; `_full`, with all pairs of attention. `reason` says why the plan does
+    not run; then nothing but memory is to be quoted.
     """
 
     model: str
@@ -71,6 +72,8 @@ class TrainingStep:
     reason: str = ""
     stages: tuple[dict[str, float], ...] = ()
     durations: Durations | None = None
+    flops_mtp: float = 0.0
+    flops_mtp_full: float = 0.0
 
     @property
     def imbalance(self) -> float | None:
@@ -94,13 +97,21 @@ class TrainingStep:
 
     @property
     def mfu(self) -> float:
-        """Published FLOPs, causal attention counted by its pairs, over time and `peak`."""
+        """Published FLOPs, causal attention counted by its pairs, over time and `peak`.
+
+        Without those of an MTP module, with which the training step of DeepSeek-V3 was published.
+        """
         return self.flops / (self.seconds * self.plan.world * self.peak)
 
     @property
     def mfu_full(self) -> float:
         """The same with S^2 pairs counted, as Megatron does."""
         return self.flops_full / (self.seconds * self.plan.world * self.peak)
+
+    @property
+    def mfu_with_mtp(self) -> float:
+        """As `mfu`, with the FLOPs of the MTP module."""
+        return self.mfu * (1 + self.flops_mtp / self.flops)
 
     @property
     def gpu_hours_per_trillion(self) -> float:
@@ -122,6 +133,7 @@ class TrainingStep:
             "tokens_per_s_per_gpu": self.tokens_per_s / self.plan.world if runs else None,
             "flops": self.flops, "peak": self.peak, "peak_precision": self.precision,
             "mfu_causal": self.mfu if runs else None, "mfu_full": self.mfu_full if runs else None,
+            "mtp": self.plan.mtp, "flops_mtp": self.flops_mtp,
             "gpu_hours_per_trillion_tokens": self.gpu_hours_per_trillion if runs else None,
             "dollars": self.money.dollars(self.tokens_per_s, self.plan.world) if runs else None,
             "tokens_budget": self.money.tokens, "price_per_gpu_hour": self.money.price,
@@ -233,7 +245,7 @@ def predict_training(
             *stages.notes(), *assume.experts.notes(load),
         ])),
         memory.shortage,
-        shares.stage_rows() if shares else (), timed.durations,
+        shares.stage_rows() if shares else (), timed.durations, *stages.mtp_flops(),
     )  # fmt: skip
 
 
