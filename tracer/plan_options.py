@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--micro-batch", type=int, default=1, metavar="B", help="sequences at once (default 1)")
     add("--chunks", type=int, default=1, metavar="N", help="stages a rank when interleaved")
     add("--recompute", default="none", metavar="R", help="none, latent, selective or full")
+    add("--mtp", action="store_true", help="train the module of multi-token prediction too")
     add("--moments", default="fp32", metavar="T", help="of AdamW: fp32 (default) or bf16")
     add("--gradients", default="parameter", metavar="T", help="kept as parameter (default) or fp32")
     add("--kept", default="trace", metavar="K", help="activations: trace (default) or fp8")
@@ -103,7 +104,7 @@ def flag(name: str) -> str:
 
 _TRAINING = (
     "zero", "schedule", "microbatches", "global_batch", "micro_batch", "chunks", "recompute",
-    "moments", "gradients", "kept", "capacity",
+    "moments", "gradients", "kept", "capacity", "mtp",
 )  # fmt: skip
 _SERVING = ("batch", "weights", "overlap")
 _SEARCH = ("csv", "top")
@@ -144,7 +145,7 @@ def check_options(options: argparse.Namespace, given: set[str]) -> None:
 
 
 _FROM_MAIN = (*AXES, "hf_config", "context", "assume", "out", "json", "compare", "layers",
-              "trust_remote_code", "strict")  # fmt: skip
+              "trust_remote_code", "strict", "mtp")  # fmt: skip
 _NOT_FROM_MAIN: Mapping[str, str] = {
     "module": "plans cut models of --hf-config",
     "exported": "plans cut models of --hf-config",

@@ -60,6 +60,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         schedule=options.schedule or "1f1b",
         recompute=options.recompute,
         moments=options.moments,
+        mtp=options.mtp,
         redundant_experts=options.redundant,
         attention_dp=options.attention_dp,
         sequence_parallel=axes["tp"] > 1 and not options.attention_dp,
@@ -173,12 +174,17 @@ def program_of(options: argparse.Namespace) -> Program:
     """The model that the options name."""
     from .capture.program import load_program
 
-    return load_program(
+    program = load_program(
         options.hf_config,
         dtype=options.dtype,
         layers=options.layers,
         remote_code=options.trust_remote_code,
     )
+    if options.mtp:
+        from .predict.mtp import trained_with
+
+        trained_with(program)  # a model that has no MTP module is told so
+    return program
 
 
 def money_of(options: argparse.Namespace, cluster: Cluster) -> Money:

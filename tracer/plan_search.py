@@ -56,6 +56,7 @@ def search_plans(options: argparse.Namespace, command: str, say: Say = quiet) ->
         zero=1 if options.zero is None else options.zero,
         recompute=options.recompute,
         moments=options.moments,
+        mtp=options.mtp,
     )
     program, assume = program_of(options), assumptions(options)
     money = money_of(options, cluster)

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--exec", action="append", metavar="E", help="|".join(EXECUTIONS) + "; default both")
     add("--optimizer", default="adamw", metavar="O", help="of training: adamw (default) or none")
     add("--layers", type=int, metavar="N", help="keep only N layers")
+    add("--mtp", action="store_true", help="train the module of multi-token prediction too")
     add("--assume", action="append", default=[], metavar="NAME=VALUE",
         help="counting: weight_residency, activation_fusion, causal, routing, kv; seconds: model "
         "(kernels|roofline), launch, matmul_efficiency, memory_efficiency, fp32_matmul, host, "
@@ -250,7 +251,7 @@ def _check_model(options: argparse.Namespace) -> None:
     if len(given) > 1:
         raise UserError(f"{names}: give one model, not {len(given)}")
     if options.hf_config is None:
-        for name in ("dtype", "layers", "trust_remote_code"):
+        for name in ("dtype", "layers", "mtp", "trust_remote_code"):
             if getattr(options, name):
                 flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag} goes with --hf-config; {names} is traced as it is")
@@ -278,6 +279,7 @@ def program_of(options: argparse.Namespace) -> Program:
         layers=options.layers,
         remote_code=options.trust_remote_code,
         inputs=inputs,
+        mtp=options.mtp,
     )
 
 

@@ -57,5 +57,5 @@ def why_no_mtp(modules: int) -> str:
     if modules == 1:
         return ""
     if modules:
-        return f"mtp: the model has {modules} modules of multi-token prediction, known is one"
-    return "mtp: the model has no module of multi-token prediction (num_nextn_predict_layers)"
+        return f"the model has {modules} modules of multi-token prediction, known is one"
+    return "the model has no module of multi-token prediction (num_nextn_predict_layers)"

@@ -16,6 +16,12 @@ WORKLOADS = (TRAINING, PREFILL, DECODE, INFERENCE)
 DTYPES = ("bf16", "fp8")
 
 
+NO_MTP = (
+    "transformers' modelling code has no module of multi-token prediction, "
+    "the reference models have one"
+)
+
+
 def no_state() -> Iterable[Tensor]:
     """The `Run.state` of a model without caches."""
     return ()
@@ -89,7 +95,7 @@ class Program(Protocol):
 
 def load_program(
     model: str, *, dtype: str = "bf16", layers: int | None = None, remote_code: bool = False,
-    inputs: Sequence[InputSpec] = (),
+    inputs: Sequence[InputSpec] = (), mtp: bool = False,
 ) -> Program:  # fmt: skip
     """The program of a Hugging Face id, a folder with a `config.json`, or a JSON file.
 
@@ -102,6 +108,7 @@ def load_program(
         layers: keep only this many layers.
         remote_code: let transformers run code from the model's repository.
         inputs: named inputs of a transformers model, beside or in place of those it is given.
+        mtp: with its module of multi-token prediction, which is trained and not served.
 
     Raises:
         UserError: nothing is known under this name (near matches are listed), a key is missing from
@@ -120,11 +127,13 @@ def load_program(
         if inputs:
             raise UserError(f"--input: {name} takes token ids of --batch by --seq, nothing else")
         try:
-            return ReferenceProgram(name, config, dtype, layers)
+            return ReferenceProgram(name, config, dtype, layers, mtp)
         except ConfigError as error:
             raise UserError(str(error)) from error
     from .huggingface import HuggingFaceProgram
 
+    if mtp:
+        raise UserError(f"--mtp: {model}: {NO_MTP}")
     return HuggingFaceProgram.load(model, dtype, layers, remote_code, tuple(inputs))
 
 

@@ -38,7 +38,7 @@ class ReferenceProgram:
         self.name = name
         self.cures: list[str] = []
         self.compiles = False
-        self.source = "reference model (tracer.models)"
+        self.source = "reference model (tracer.models)" + (", with its MTP module" if mtp else "")
         raw = copy.deepcopy(dict(config))
         if layers is not None:
             if layers > raw.get("num_hidden_layers", layers):

@@ -239,4 +239,5 @@ class _Rank:
         if drafted is None:
             return loss
         share *= MTP_WEIGHT
-        return loss + vocab_parallel_loss(drafted, targets, self.layout.attention, share)
+        drafts: Tensor = vocab_parallel_loss(drafted, targets, self.layout.attention, share)
+        return loss + drafts

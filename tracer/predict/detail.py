@@ -28,6 +28,7 @@ from .messages import (
     of_time,
     spread,
 )
+from .mtp import Added
 from .opcost import Key, OpCost, Waits, added, kernels_of, unmodelled_in, waits_of
 from .passes import Passes
 from .pipeline import Timed, two_streams
@@ -46,7 +47,9 @@ OPTIMIZER, HOPS, HOST = "optimizer", "between stages", "waiting for the host"
 
 
 class StageTimes(NamedTuple):
-    """A stage's layers, and its seconds for one micro-batch, compute and messages apart."""
+    """A stage's layers, an MTP module among them, and its seconds for one micro-batch, compute and
+    messages apart.
+    """
 
     first: int
     layers: int
@@ -78,6 +81,7 @@ class Detail:
         pace_kernels: of that stage, one micro-batch.
         memories: by rank of the pipeline.
         unmodelled: ops without a formula, and how often they ran in the traced programs.
+        mtp: what an MTP module adds to the last stage; None without.
     """
 
     parts: dict[str, float]
@@ -90,6 +94,7 @@ class Detail:
     pace_kernels: dict[Key, OpCost]
     memories: tuple[GpuMemory, ...]
     unmodelled: dict[str, int] = field(default_factory=dict)
+    mtp: Added | None = None
 
 
 def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -> Detail:
@@ -124,7 +129,7 @@ def training_detail(program: Program, step: TrainingStep, assume: Assumptions) -
         kernels, shares, merged([*_inside(timed, each), *_hops(timed, each), *_ends(timed)]),
         rows, pace, kernels_of(blocks[pace].passes),
         tuple(by_rank(schedule, blocks, timed.data, assume, stages.buffers())),
-        _unmodelled(blocks),
+        _unmodelled(blocks), stages.mtp(),
     )  # fmt: skip
 
 

@@ -3,13 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..capture.records import BACKWARD, FORWARD
+from ..errors import UserError
 from ..parallel.plan import Plan
 from .kept import BF16
 
 if TYPE_CHECKING:
+    from ..capture.program import Program
     from .structure import Block
+
+
+class Added(NamedTuple):
+    """What an MTP module adds to the last stage for one micro-batch, its pass through the output
+    head included: seconds of compute and of messages, and elements that the stage has for it.
+
+    `embedding`: elements of these that are a copy of the first stage's embedding.
+    """
+
+    forward: float
+    input: float
+    weight: float
+    forward_messages: float
+    backward_messages: float
+    parameters: float
+    embedding: float
+
+    @property
+    def compute(self) -> float:
+        """Seconds of its kernels."""
+        return self.forward + self.input + self.weight
+
+
+def added(with_it: Block, without: Block) -> Added:
+    """Of a last stage, or the part of it that has the output head, traced with it and without."""
+    more = with_it.minus(without)
+    p = more.passes
+    return Added(
+        p.seconds(FORWARD), p.seconds(BACKWARD, weight=False), p.seconds(BACKWARD, weight=True),
+        sum(p.messages(FORWARD).values()), sum(p.messages(BACKWARD).values()),
+        sum(with_it.parameters.values()) - sum(without.parameters.values()), with_it.copied,
+    )  # fmt: skip
+
+
+def trained_with(program: Program) -> Any:
+    """The program with its MTP module.
+
+    Raises:
+        UserError: it has none, or its modelling code leaves it out.
+    """
+    if not hasattr(program, "with_mtp"):
+        from ..capture.program import NO_MTP
+
+        raise UserError(f"{program.name}: {NO_MTP}")
+    return program.with_mtp()
 
 
 def sharing(plan: Plan, last: bool, block: Block, embedding: Block) -> Block:

@@ -13,7 +13,7 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from . import mtp, pieces
 from .links import EVEN_LOAD, Links, RankLoad
-from .structure import Block, Kernels, Structure, groups_on
+from .structure import HEAD, MTP, Block, Kernels, Structure, groups_on
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -36,6 +36,9 @@ class Stages(Protocol):
 
     def buffers(self) -> float:
         """Bytes that the exchange of experts' tokens holds on a rank, as far as they are known."""
+
+    def mtp(self) -> mtp.Added | None:
+        """What an MTP module adds to the last stage; None without."""
 
     def notes(self) -> list[str]:
         """A line each."""
@@ -110,6 +113,10 @@ class ReferenceStages:
     def buffers(self) -> float:
         return self.structure.buffers()
 
+    def mtp(self) -> mtp.Added | None:
+        s = self.structure
+        return mtp.added(s.block(MTP), s.block(HEAD)) if s.plan.mtp else None
+
     def notes(self) -> list[str]:
         notes = ["stages as sums of layers that were traced one by one"]
         notes += mtp.notes(self.structure.plan, self.structure.sizes.layers)
@@ -151,16 +158,8 @@ class WholeStages:
         return found or illegal(self.program, self.work, plan)
 
     def blocks(self) -> list[Block]:
-        links = Links(
-            self.network, groups_on(self.plan, self.network), kernel="nccl", load=self.load
-        )
-        fp8 = self.weights == "fp8"
         if self.plan.stages == 1:
-            program = self.program.with_mtp() if self.plan.mtp else self.program
-            whole = pieces.traced(
-                program, self.work, self.cut, 0, None, self.kernels, self.network, fp8
-            )
-            return [whole.block(links, self.cut)]
+            return [self._whole(mtp.trained_with(self.program) if self.plan.mtp else self.program)]
         from ..capture.huggingface.stage import layers_of
 
         where = layers_of(self.program)
@@ -177,9 +176,21 @@ class WholeStages:
             if order[-1] not in found:
                 found[order[-1]] = pieces.stage(
                     self.program, self.work, self.cut, range(start, start + len(own)), kinds, ends,
-                    self.kernels, links, fp8,
+                    self.kernels, self._links(), self.weights == "fp8",
                 )  # fmt: skip
         return [found[key] for key in order]
+
+    def _whole(self, program: Any) -> Block:
+        """All of a program in one stage."""
+        whole = pieces.traced(
+            program, self.work, self.cut, 0, None, self.kernels, self.network,
+            self.weights == "fp8",
+        )  # fmt: skip
+        return whole.block(self._links(), self.cut)
+
+    def _links(self) -> Links:
+        groups = groups_on(self.plan, self.network)
+        return Links(self.network, groups, kernel="nccl", load=self.load)
 
     def flops(self) -> tuple[float, float]:
         return step_flops(self.program, self.work, self.plan)
@@ -189,6 +200,11 @@ class WholeStages:
 
     def buffers(self) -> float:
         return 0.0  # NCCL's, which has no published size
+
+    def mtp(self) -> mtp.Added | None:
+        if not self.plan.mtp:
+            return None
+        return mtp.added(self._whole(mtp.trained_with(self.program)), self._whole(self.program))
 
     def notes(self) -> list[str]:
         notes = mtp.notes(self.plan, self.program.layers)
@@ -250,7 +266,8 @@ def more_flops(program: Any, work: Any, plan: Plan) -> tuple[float, float]:
     """What an MTP module adds to them."""
     if not plan.mtp:
         return 0.0, 0.0
-    with_it, without = (step_flops(p, work, plan) for p in (program.with_mtp(), program))
+    both = mtp.trained_with(program), program
+    with_it, without = (step_flops(p, work, plan) for p in both)
     return with_it[0] - without[0], with_it[1] - without[1]
 
 

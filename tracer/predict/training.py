@@ -134,6 +134,7 @@ class TrainingStep:
             "flops": self.flops, "peak": self.peak, "peak_precision": self.precision,
             "mfu_causal": self.mfu if runs else None, "mfu_full": self.mfu_full if runs else None,
             "mtp": self.plan.mtp, "flops_mtp": self.flops_mtp,
+            "mfu_causal_with_mtp": self.mfu_with_mtp if runs and self.plan.mtp else None,
             "gpu_hours_per_trillion_tokens": self.gpu_hours_per_trillion if runs else None,
             "dollars": self.money.dollars(self.tokens_per_s, self.plan.world) if runs else None,
             "tokens_budget": self.money.tokens, "price_per_gpu_hour": self.money.price,

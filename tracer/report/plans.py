@@ -109,9 +109,10 @@ def _uneven(step: TrainingStep | ServingStep) -> list[tuple[str, str]]:
 
 def _throughput(step: TrainingStep) -> list[tuple[str, str]]:
     peak = f"of {text.si(step.peak)}FLOP/s {step.precision}"
+    more = f"; {step.mfu_with_mtp:.1%} causal with MTP's FLOPs" if step.plan.mtp else ""
     rows = [
         ("tokens/s", f"{step.tokens_per_s:,.0f}; {step.tokens_per_s / step.plan.world:,.0f} a GPU"),
-        ("MFU", f"{step.mfu:.1%} causal, {step.mfu_full:.1%} not causal, {peak}"),
+        ("MFU", f"{step.mfu:.1%} causal, {step.mfu_full:.1%} not causal, {peak}{more}"),
         ("GPU hours for 1e12 tokens", f"{step.gpu_hours_per_trillion:,.0f}"),
     ]
     hours = step.money.hours(step.tokens_per_s, step.plan.world)

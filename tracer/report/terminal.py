@@ -17,8 +17,8 @@ def render(study: Study) -> str:
     lines = [
         f"{study.name} in {study.dtype} - {study.source}",
         f"{inventory.parameters:,} parameters, {inventory.active_parameters:,} active a token; "
-        f"weights {size(inventory.weight_bytes)}; "
-        f"KV {inventory.kv_bytes_per_token:,} B a token",
+        f"weights {size(inventory.weight_bytes)}"
+        + (f"; KV {kv:,} B a token" if (kv := inventory.kv_bytes_per_token) else ""),
     ]
     for chip in study.chips:
         steps = [step for step in study.steps if step.chip is chip]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tracer.hardware import Cluster
 
@@ -106,11 +106,10 @@ def fewest(
 
     Args:
         program: the model.
-        plan: of its moments' type.
+        plan: of its moments' type, and whether it trains an MTP module.
         memory: of any plan on the GPUs, for their capacity and what stays free.
         assume: of the type of gradients.
     """
     each = 2.0 + assume.gradient_bytes + 4.0 + 2 * MOMENTS[plan.moments]
-    model: Any = program  # hashable, which its protocol does not say
-    states = each * sum(parameters_of(model))
+    states = each * sum(parameters_of(program, plan))
     return states, math.ceil(states / (memory.capacity - memory.reserve))

@@ -23,6 +23,7 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from ..parallel.schedules import SCHEDULES
 from ..predict.money import Money
+from ..predict.mtp import trained_with
 from ..predict.program import supported
 from ..predict.training import Assumptions, TrainingStep, predict_training, training_memory
 from .sweeps import LOCAL, executor_for
@@ -225,8 +226,7 @@ def _too_big(
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
     capacity = assume.capacity_of(found.chip)
-    model: Any = program
-    experts, others = parameters_of(model)
+    experts, others = parameters_of(program, plan)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
     item = assume.gradient_bytes
     # The mean over stages, TP as if it cut everything: less than the fullest rank really holds.
@@ -242,9 +242,14 @@ def _too_big(
     return None
 
 
+def parameters_of(program: Any, plan: Plan) -> tuple[int, int]:
+    """Parameters that `plan` trains, of routed experts and all others."""
+    return _parameters(trained_with(program) if plan.mtp else program)
+
+
 @functools.lru_cache(maxsize=16)
-def parameters_of(program: Any) -> tuple[int, int]:
-    """Parameters of routed experts and all others, from a model's modules on the meta device."""
+def _parameters(program: Any) -> tuple[int, int]:
+    """From a model's modules on the meta device."""
     experts = others = 0
     for name, parameter in program.module("training", "meta").named_parameters():
         if ".experts." in name:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..groups import ShardingPlan
-from ..program import DECODE, TRAINING
+from ..program import DECODE, NO_MTP, TRAINING
 from ..workload import Workload
 from . import context
 from .classes import forward_parameters
@@ -53,8 +53,7 @@ _REFERENCE = {
     "does nothing yet); the reference models have it",
     "attention_dp": "traced for the reference models only",
     "redundant_experts": "traced for the reference models only",
-    "mtp": "transformers' modelling code has no module of multi-token prediction; the reference "
-    "models have it",
+    "mtp": NO_MTP,
 }
 
 

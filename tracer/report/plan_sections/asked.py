@@ -59,7 +59,7 @@ def _axes(study: PlanStudy) -> Table | None:
     """Axes above 1, what each cuts, and how its groups lie in the cluster."""
     step, plan = study.step, study.step.plan
     groups = groups_on(plan, network_of(step.cluster))
-    layers = sum(stage.layers for stage in study.detail.stages)
+    layers = sum(stage.layers for stage in study.detail.stages) - plan.mtp
     training = isinstance(step, TrainingStep)
     cuts = {
         "tp": "dense feed-forwards; every rank has attention whole and sequences of its own"
@@ -70,7 +70,9 @@ def _axes(study: PlanStudy) -> Table | None:
         "dp": "the sequences" + (f" of a step; {_ZERO[plan.zero]}" if training else ""),
         "ep": "the routed experts, over ranks of one stage"
         + (f", and {plan.redundant_experts} copies" if plan.redundant_experts else ""),
-        "pp": f"{layers} layers into {plural(plan.stages, 'stage')}"
+        "pp": f"{layers} layers"
+        + (" and the MTP module" if plan.mtp else "")
+        + f" into {plural(plan.stages, 'stage')}"
         + (f", {plan.chunks} a rank" if plan.chunks > 1 else "")
         + (f"; {plan.schedule}, {plural(plan.micro_batches, 'micro-batch', 'micro-batches')}"
            if training else ""),

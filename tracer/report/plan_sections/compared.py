@@ -66,6 +66,7 @@ _RESULTS = (
     ("gpus", "GPUs"), ("step_s", "step, s"), ("ttft_s", "TTFT, s"), ("tpot_s", "TPOT, s"),
     ("tokens_per_s", "tokens/s"), ("tokens_per_s_per_gpu", "tokens/s a GPU"),
     ("mfu_causal", "MFU, causal"), ("mfu_full", "MFU, not causal"),
+    ("mfu_causal_with_mtp", "MFU with MTP's FLOPs, causal"),
     ("bubble_share", "bubble share of the pipeline"),
     ("gpu_hours_per_trillion_tokens", "GPU hours for 1e12 tokens"), ("dollars", "USD of the run"),
     ("largest_batch", "largest batch of a data rank"),

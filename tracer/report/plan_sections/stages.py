@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...predict.detail import StageTimes
 from ...predict.training import TrainingStep
 from ..blocks import Column, Section, Text, section_of, table_of
 from ..plan_study import PlanStudy
@@ -14,11 +15,11 @@ def section(study: PlanStudy) -> Section | None:
     if len(stages) < 2:
         return None
     mean = sum(stage.total for stage in stages) / len(stages)
-    training = isinstance(study.step, TrainingStep)
+    training, plan = isinstance(study.step, TrainingStep), study.step.plan
     rows = [
         (
             number,
-            f"{s.first} to {s.first + s.layers - 1}" if s.layers else None,
+            _layers(s, plan.mtp and number == plan.stages - 1),
             s.forward,
             s.input if training else None,
             s.weight if training else None,
@@ -40,7 +41,9 @@ def section(study: PlanStudy) -> Section | None:
         table_of(
             "stages",
             "One micro-batch, each pass alone with nothing hidden. The first stage also has the "
-            "embedding, the last the output head and the loss." + study.if_it_fit,
+            "embedding, the last the output head and the loss"
+            + (", and the MTP module with a pass through both of its own" if plan.mtp else "")
+            + "." + study.if_it_fit,
             (
                 Column("stage", "stage", "size"), Column("layers", "layers"),
                 Column("forward", "forward", "s"),
@@ -53,3 +56,10 @@ def section(study: PlanStudy) -> Section | None:
             rows,
         ),
     )  # fmt: skip
+
+
+def _layers(stage: StageTimes, drafts: bool) -> str | None:
+    """The layers of a stage by number; `drafts`: the last of them is the MTP module."""
+    last = stage.first + stage.layers - 1 - drafts
+    main = [f"{stage.first} to {last}"] if last >= stage.first else []
+    return ", ".join(main + ["MTP"] * drafts) or None

@@ -48,6 +48,11 @@ def _results(study: PlanStudy) -> Table:
         rows += [
             (f"MFU of the {step.precision} peak, causal pairs", step.mfu, "ratio"),
             (f"MFU of the {step.precision} peak, all pairs", step.mfu_full, "ratio"),
+            (
+                "MFU with the FLOPs of the MTP module, causal pairs",
+                step.mfu_with_mtp if step.plan.mtp else None,
+                "ratio",
+            ),
             ("GPU hours for 1e12 tokens", step.gpu_hours_per_trillion, "hours"),
         ]
     if runs and isinstance(step, ServingStep):
