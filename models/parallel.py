@@ -140,11 +140,10 @@ class ParallelTransformer(Transformer):
             ParallelLayer(config, place_, config.is_moe(index), precision, device, layout)
             for place_, index in enumerate(range(layers.start, min(layers.stop, main)))
         )
+        drafts, index = last and mtp, len(self.layers)
+        self.mtp = ParallelMTP(config, index, precision, device, layout) if drafts else None
         norm = ParallelNorm(config.hidden_size, config.rms_norm_eps, **place)
         self.norm = norm if last else None
-        drafts = last and mtp
-        index = len(self.layers)
-        self.mtp = ParallelMTP(config, index, precision, device, layout) if drafts else None
         inv_freq = torch.empty(config.qk_rope_head_dim // 2, device=device)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.fill_inv_freq()

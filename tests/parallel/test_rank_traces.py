@@ -7,80 +7,26 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from rank_programs import SMALL, ledgers, over_ranks, small, unsharded, v3
+from rank_programs import (
+    SEARCH,
+    held,
+    ledgers,
+    legal_plans,
+    over_ranks,
+    repeated_flops,
+    small,
+    unsharded,
+    v3,
+)
 
 from tracer.capture.records import TensorRef
 from tracer.capture.sharded import record_rank
 from tracer.capture.workload import Workload
 from tracer.cost import price
 from tracer.errors import UserError
-from tracer.models import Config
-from tracer.parallel import Plan, Sizes, rank_trace, stage_traces
-
-SIZES = Sizes.of(SMALL)
-
-
-def repeated_flops(config: Config, plan: Plan, tokens: int) -> int:
-    """Forward FLOPs that TP and CP ranks do alike instead of dividing them, over all ranks.
-
-    Without sequence parallelism each TP rank compresses all tokens for attention; without EP each
-    of them runs the gate on all tokens. Each CP rank expands the latents of whole sequences.
-    """
-    dim, again = config.hidden_size, plan.tp - 1
-    wide = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
-    expanded = config.num_hidden_layers * config.kv_lora_rank * wide
-    moe = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
-    latents = 0
-    if not (plan.attention_dp or plan.sequence_parallel):
-        latents = config.num_hidden_layers * (config.q_lora_rank + config.latent_dim)
-    gates = moe * config.n_routed_experts if plan.ep == 1 else 0
-    return 2 * tokens * (dim * (latents + gates) * again + expanded * (plan.cp - 1))
-
-
-def held(config: Config, plan: Plan, trace) -> int:
-    """Elements of the whole model's parameters, times how many ranks hold each."""
-    total = 0
-    for p in trace.parameters:
-        if p.buffer:
-            continue
-        copies = plan.ranks_per_stage  # norms, gate, down-projections: on every rank of the stage
-        cut_by_tp = plan.dp * plan.cp
-        name = p.name
-        if ".experts." in name:
-            copies = plan.ranks_per_stage // plan.ep if plan.ep > 1 else cut_by_tp
-            total += p.numel * copies * plan.redundant_experts // config.n_routed_experts
-        elif "shared_experts" in name:
-            copies = plan.ranks_per_stage if plan.ep > 1 else cut_by_tp
-        elif re.search(r"mlp\.(gate|up|down)_proj", name):
-            copies = cut_by_tp
-        elif re.search(r"q_b_proj|kv_b_proj|o_proj|embed_tokens|lm_head", name):
-            copies = plan.ranks_per_stage if plan.attention_dp else cut_by_tp
-        total += p.numel * copies
-    return total
-
-
-@st.composite
-def legal_plans(draw):
-    plan = Plan(
-        tp=draw(st.sampled_from((1, 2, 4))),
-        ep=draw(st.sampled_from((1, 2, 3, 4, 6, 8))),
-        pp=draw(st.integers(1, 4)),
-        dp=draw(st.integers(1, 4)),
-        cp=draw(st.sampled_from((1, 1, 2, 4))),
-        sequence_parallel=draw(st.booleans()),
-        attention_dp=draw(st.booleans()),
-        zero=draw(st.integers(0, 3)),
-        micro_batch=draw(st.sampled_from((1, 2))),
-        recompute="none",
-        redundant_experts=draw(st.sampled_from((0, 0, 12))),
-    )
-    assume(not plan.illegal(SIZES, seq=16))
-    return plan
-
-
-SEARCH = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+from tracer.parallel import Plan, rank_trace, stage_traces
 
 
 @SEARCH
