@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from command_line import DEEPSEEK
+from command_line import DEEPSEEK, deepseek, transformers_folder
 
 from tracer import plan
 from tracer.run import main as tracer_main
@@ -120,6 +120,8 @@ def test_options_of_the_main_command_that_a_plan_has_too(run):
         (("--phase", "decode", "--phase", "prefill"), "for one --phase"),
         (("--phase", "forward"), "--phase 'forward': choose one of training"),
         (("--layers", "99"), "--layers 99"),
+        (("--phase", "decode", "--mtp"), "--mtp goes with training, this is decode"),
+        (("--mtp",), "the model has no module of multi-token prediction"),
         (("--out", "--"), "--out"),
     ],
 )
@@ -138,6 +140,33 @@ def test_every_option_of_the_main_command_is_known_to_plans():
              "phase", "exec", "optimizer"}  # fmt: skip
     lists = {"list_chips", "list_clusters", "list_models"}  # answered before anything else
     assert known | lists == set(vars(run.parser().parse_args([])))
+
+
+def test_a_plan_that_trains_the_module_of_multi_token_prediction(run, tmp_path):
+    config = ("--hf-config", deepseek(tmp_path, num_nextn_predict_layers=1))
+    options = (*config, "--pp", "2", "--dp", "2", "--microbatches", "4")
+    code, text, _ = run(*options, "--mtp")
+    assert code == 0
+    assert "plan: pp=2 dp=2 zero=1 micro_batches=4 mtp\n" in text
+    assert "causal with MTP's FLOPs" in text
+    assert run(*options, "--mtp", main=tracer_main)[1] == text
+    with_it, without = (json.loads(run(*options, *more, "--json")[1]) for more in (["--mtp"], []))
+    assert (with_it["mtp"], without["mtp"]) == (True, False)
+    assert with_it["flops"] == without["flops"]
+    assert with_it["flops_mtp"] > without["flops_mtp"] == 0
+    # As it is printed, the plan is the other side of a comparison; and so is its report.
+    out = tmp_path / "out"
+    run(*options, "--mtp", "--out", str(out))
+    code, compared, _ = run(*options, "--compare", with_it["plan"])
+    assert code == 0
+    assert "MFU with MTP's FLOPs, causal" in compared
+    assert run(*options, "--compare", str(out))[1] == compared
+    code, text, _ = run(*config, "--mtp", "--search", "--gpus", "2", "--global-batch", "8",
+                        "--schedule", "1f1b", "--json")  # fmt: skip
+    assert code == 0
+    ranked = json.loads(text)["ranked"]
+    assert ranked
+    assert all(step["mtp"] for step in ranked)
 
 
 def test_strict_refuses_ops_without_a_formula(monkeypatch, run, tmp_path):
@@ -222,6 +251,11 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--phase", "decode", "--recompute", "full"), "--recompute goes with training"),
         (("--phase", "prefill", "--context", "9"), "--context goes with decode, this is prefill"),
         (("--csv", "a.csv"), "--csv goes with --search"),
+        (("--phase", "prefill", "--mtp"), "--mtp goes with training, this is prefill"),
+        (("--mtp",), "the model has no module of multi-token prediction (num_nextn_predict"),
+        (("--gpus", "4", "--pp", "2", "--mtp"), "the model has no module of multi-token"),
+        (("--search", "--gpus", "4", "--global-batch", "8", "--mtp"), "the model has no module"),
+        (("--compare", "dp=1 mtp"), "the model has no module of multi-token prediction"),
         (("--top", "3"), "--top goes with --search"),
         (("--search", "--dp", "2"), "--dp does not go with --search, which tries all plans"),
         (("--search", "--compare", "x"), "--compare does not go with --search"),
@@ -327,6 +361,18 @@ def test_a_csv_that_cannot_be_written_loses_no_search(monkeypatch, run, tmp_path
     assert code == 2
     assert "plans fit" in text
     assert "a.csv: No space left on device" in err
+
+
+@pytest.mark.parametrize("options", [("--gpus", "2"), ("--gpus", "2", "--pp", "2")])
+def test_models_of_transformers_have_no_module_to_train(run, tmp_path, options):
+    folder = transformers_folder("llama", tmp_path)
+    code, out, err = run("--hf-config", folder, *options, "--mtp")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "transformers' modelling code has no module of multi-token prediction" in err
+    code, out, err = run("--hf-config", folder, *options, "--compare", "dp=2 mtp")
+    assert (code, out) == (2, "")
+    assert "mtp=True: transformers' modelling code has no module" in err
 
 
 def test_a_cluster_is_named(run):

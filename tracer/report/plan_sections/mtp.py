@@ -36,8 +36,9 @@ def section(study: PlanStudy) -> Section | None:
             "one layer, a norm), its pass through the output head and its loss take "
             f"{seconds(a_step)} of kernels a step, the mean over the pipeline's ranks: "
             f"{a_step / detail.compute[KERNELS]:.1%} of all. They are "
-            f"{step.flops_mtp / step.flops:.1%} on top of the model's FLOPs, which alone count in "
-            "MFU, as in published figures." + copy
+            f"{step.flops_mtp / step.flops:.1%} on top of the model's FLOPs"
+            + (", which alone count in MFU, as in published figures." if step.feasible else ".")
+            + copy
         ),
         table_of(
             "mtp",
