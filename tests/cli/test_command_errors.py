@@ -199,6 +199,17 @@ def test_an_unknown_dtype(refused, config, dtype):
     assert "fp8" in line
 
 
+def test_a_module_of_multi_token_prediction_that_is_not_there(refused, config, tmp_path):
+    said = "the model has no module of multi-token prediction (num_nextn_predict_layers)"
+    assert said in refused("--hf-config", config, "--mtp")
+    folder = command_line.transformers_folder("llama", tmp_path)
+    assert "transformers' modelling code has no module" in refused("--hf-config", folder, "--mtp")
+    assert "--mtp goes with --hf-config" in refused("--module", "a.b:c", "--mtp")
+    with_one = command_line.deepseek(tmp_path, num_nextn_predict_layers=1)
+    error = refused("--hf-config", with_one, "--mtp", "--phase", "decode")
+    assert "cannot run phase 'decode': it has training" in error
+
+
 def test_fp8_of_a_model_that_has_none(refused, tmp_path):
     folder = tmp_path / "llama"
     folder.mkdir()

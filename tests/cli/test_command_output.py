@@ -12,6 +12,7 @@ import command_line
 import pytest
 from command_line import document, parse, run
 
+from tracer.models import build
 from tracer.run import main
 
 ROLES = ("weights", "activations", "kv", "temporary", "gradients", "optimizer")
@@ -322,6 +323,26 @@ def test_layers_keeps_so_many(config):
     base = ("--hf-config", config, *SMALL, "--phase", "prefill", "--exec", "naive")
     sizes = {n: document(*base, "--layers", n)["model"]["parameters"] for n in (2, 3, 4)}
     assert sizes[4] - sizes[3] == sizes[3] - sizes[2] > 0
+
+
+def test_the_module_of_multi_token_prediction_is_trained(tmp_path, plain):
+    given = command_line.deepseek(tmp_path, num_nextn_predict_layers=1)
+    found = document("--hf-config", given, "--mtp", *SMALL)
+    module = build(parse(Path(given).read_text()), mtp=True).model.layers[-1]
+    more = sum(p.numel() for p in module.parameters())
+    assert found["model"]["parameters"] == plain["model"]["parameters"] + more
+    assert {result["phase"] for result in found["results"]} == {"training"}
+    flops, without = (only(each, "training", "efficient")["flops"] for each in (found, plain))
+    # Each of its linears, and the head again, takes a product forward and two backward; experts
+    # 4 of 16. 2 sequences of 32 tokens; MLA's pairs of queries and keys on top.
+    shapes = {name: p for name, p in module.named_parameters() if p.dim() > 1}
+    linear = sum(p.numel() / (4 if ".experts." in name else 1) for name, p in shapes.items())
+    linear += 96 * 64  # the head
+    pairs = 2 * (32 * 33 // 2) * 4 * (16 + 8 + 16)
+    assert flops - without == 3 * 2 * (64 * linear + pairs)
+    out = run("--hf-config", given, "--mtp", *SMALL)[1]
+    assert "KV" not in out
+    assert "reference model (tracer.models), with its MTP module" in out
 
 
 def test_infeasible_is_said(tmp_path):

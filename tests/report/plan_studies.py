@@ -20,6 +20,7 @@ TRAINING = ("--gpus", "16", "--pp", "2", "--ep", "8", "--microbatches", "8", "--
 DECODE = ("--phase", "decode", "--dp", "4", "--ep", "4", "--batch", "4", "--context", "256")
 # 1 GB with 0.99999 of it kept free leaves 10 kB.
 INFEASIBLE = ("--gpus", "2", "--microbatches", "2", "--capacity", "1e9", "--reserve", "0.99999")
+MTP = ("--hf-config", given("deepseek_mtp")[1], *TRAINING, "--mtp")
 SEARCH = ("--search", "--gpus", "4", "--global-batch", "6", "--schedule", "1f1b", "--tp", "2",
           "--out", "-")  # fmt: skip
 

@@ -67,6 +67,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+CONFIGS["deepseek_mtp"] = CONFIGS["deepseek"] | {"num_nextn_predict_layers": 1}
+
 OWN = '''
 import torch
 from torch import nn

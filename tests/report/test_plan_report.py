@@ -8,7 +8,7 @@ import json
 import re
 
 import pytest
-from plan_studies import DECODE, INFEASIBLE, TRAINING, plan_study, report, search_study
+from plan_studies import DECODE, INFEASIBLE, MTP, TRAINING, plan_study, report, search_study
 
 from tracer.report.blocks import Figure, Table, Text, blocks_of, placed
 from tracer.report.data import as_csv, full_document, tables_of
@@ -17,7 +17,7 @@ from tracer.report.pictures import Pictures
 from tracer.report.search_report import search_document, search_report
 from tracer.report.units import UNITS
 
-KINDS = (TRAINING, DECODE, INFEASIBLE)
+KINDS = (TRAINING, DECODE, INFEASIBLE, MTP)
 
 # Stage 1 has three expert layers and the head, stage 0 two expert layers and a dense one.
 HEADINGS = {
@@ -64,6 +64,24 @@ HEADINGS = {
 7.1 Accuracy of the kernel model
 """,
 }
+# With the module stage 0 has four layers, stage 1 two and the module.
+HEADINGS[MTP] = """\
+1 What was asked
+2 Summary
+2.1 Conclusions
+2.2 Next optimisations
+3 Where the time goes
+4 Stages
+5 Multi-token prediction
+6 Communication envelope
+7 Expert load
+8 Kernels
+8.1 Stage 0, which sets the pace
+9 Memory feasibility
+10 The pipeline's schedule
+11 What this rests on
+11.1 Accuracy of the kernel model
+"""
 
 # By hand: 16 GPUs in 2 stages leave 8 data ranks; nodes of h100_ib have 8 GPUs; the model has 6
 # layers. The data ranks of a stage are one node, so are its 8 expert ranks.
@@ -119,7 +137,7 @@ def test_every_table_adds_up_to_what_it_is_of(kind):
     assert total("messages", "exposed") == pytest.approx(exposed)
     for row in rows(made, "messages"):
         assert row["exposed"] + row["hidden"] == pytest.approx(row["seconds"])
-    if kind == TRAINING:
+    if kind in (TRAINING, MTP):
         assert total("slots") == pytest.approx(step.seconds)
         assert max(row["total"] for row in rows(made, "memory_ranks")) == step.memory.total
         each = step.plan.micro_batches / step.plan.pp
@@ -201,6 +219,32 @@ def test_sentences_agree_with_the_tables(kind):
             assert row["saves"] == pytest.approx(row["share"] * study.step.seconds)
     fits = [r["rule"] for r in rows(made, "conclusions") if r["rule"] in ("fits", "tight")]
     assert bool(fits) == study.step.feasible
+
+
+def test_the_module_of_multi_token_prediction_has_its_share():
+    study, made = plan_study(*MTP), report(*MTP)
+    more = study.detail.mtp
+    text = render(made)
+    assert "| `pp` | 2 | 6 layers and the MTP module into 2 stages; 1f1b, 8 micro-batches |" in text
+    # 6 layers, the module and its head over 2 stages: 4 and 4, of the last two its own.
+    assert [row["layers"] for row in rows(made, "stages")] == ["0 to 3", "4 to 5, MTP"]
+    parts = {row["pass"]: row["seconds"] for row in rows(made, "mtp")}
+    assert parts == {"forward": more.forward, "input gradient": more.input,
+                     "weight gradient": more.weight}  # fmt: skip
+    # Its own modules are what it adds but for the head's second pass and the embedding's.
+    own = sum(
+        row["seconds"] for row in rows(made, "modules") if row["module"].startswith("model.mtp")
+    )
+    each = study.step.plan.micro_batches / study.step.plan.pp
+    assert 0.5 < own / (each * more.compute) < 1
+    assert f"{each * more.compute / study.detail.compute['kernels']:.1%} of all" in text
+    (copied,) = [row for row in rows(made, "messages") if row["axis"] == "embedding"]
+    assert copied["bytes"] == 96 * 64 * 2  # V·D in BF16
+    counts = {row["what"]: row["value"] for row in rows(made, "mtp_counts")}
+    assert counts["of them a copy of the embedding"] == 96 * 64
+    assert counts["FLOPs of a step, all GPUs"] == study.step.flops_mtp
+    found = {row["what"]: row["value"] for row in rows(made, "results")}
+    assert found["MFU with the FLOPs of the MTP module, causal pairs"] == study.step.mfu_with_mtp
 
 
 def test_results_are_those_of_the_record():
