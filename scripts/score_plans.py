@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plan_scores.rows import table
+from plan_scores.rows import deepseek, table
 from plan_scores.serving import (
     deepseek_serving,
     layer_table,
@@ -27,13 +27,17 @@ from plan_scores.serving import (
     serving_rows,
 )
 from plan_scores.training import (
+    deepseek_assumes,
+    deepseek_mtp,
     deepseek_rows,
+    deepseek_splits,
     deepseek_training,
     deepseek_variants,
     dualpipe,
     llama_training_rows,
 )
 
+from tracer.predict.detail import training_detail
 from tracer.predict.training import TrainingStep
 
 
@@ -53,6 +57,11 @@ def page(data: Path | None) -> str:
     kinds = Counter(a.kind for mine in dualpipe().actions for a in mine)
     moved = step.slots["W"] * kinds["B"] / (kinds["B"] + kinds["W"])
     whole, split = step.slots["I"] + moved, step.slots["W"] - moved
+    each = len(dualpipe().actions)
+    gradient = step.slots["W"] * each / (kinds["B"] + kinds["W"])  # of the weights of a stage
+    ends = training_detail(deepseek(), step, deepseek_assumes()).memories[0]
+    left = step.memory.capacity - step.memory.reserve - step.memory.total
+    tokens = 15360 * 4096
     prefill = {row.what: row for row in serving_rows()}
     profile = next(iter(prefill.values()))
     report = deepseek_serving("h800_ib", "tp=4 sp dp=8 ep=32 redundant=32", "prefill", 4, 4096)
@@ -65,6 +74,14 @@ def page(data: Path | None) -> str:
         "deepseek_lean": slots_of(step),
         "deepseek_split_error": f"{split / 0.48 - 1:+.0%}",
         "deepseek_split": f"{split:.2f}",
+        "deepseek_gradient": f"{0.48 / (kinds['W'] / each) / gradient:.1f}",
+        "deepseek_mtp": deepseek_mtp(),
+        "deepseek_splits": deepseek_splits(),
+        "deepseek_implied": f"{0.3894 * step.peak * 2048 * 19.926 / tokens / 1e9:.1f}",
+        "deepseek_flops": f"{step.flops / step.tokens / 1e9:.1f}",
+        "deepseek_flops_mtp": f"{(step.flops + step.flops_mtp) / step.tokens / 1e9:.1f}",
+        "deepseek_ends": f"{ends.total / 1e9:.1f} GB: {ends}",
+        "deepseek_left": f"{left / 1e9:.1f}",
         "prefill_busy": f"{profile.predicted:.1f}",
         "prefill_profile": f"{profile.published:.1f}",
         "prefill_report": f"{8e-3 * report.tokens_per_s_per_gpu:.1f}",

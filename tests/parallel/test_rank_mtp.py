@@ -91,6 +91,22 @@ def test_the_last_stage_has_the_module_and_two_layers_fewer():
     assert "the last has 1, the MTP module and both passes through the output head" in note
 
 
+@pytest.mark.parametrize(
+    ("pp", "chunks", "counts"),
+    [
+        (4, 1, [16] * 3 + [13]), (8, 1, [8] * 7 + [5]), (4, 2, [8] * 7 + [5]),
+        (16, 1, [4] * 15 + [1]), (8, 2, [4] * 15 + [1]), (4, 4, [4] * 15 + [1]),
+    ],
+)  # fmt: skip
+def test_layouts_of_megatron_bridge(pp, chunks, counts):
+    """NVIDIA-NeMo/Megatron-Bridge@355cef4, recipes/deepseek/deepseek_v3.py: decoder layers of each
+    stage of DeepSeek-V3, the last of which has the MTP module and the loss too.
+    """
+    plan = Plan(pp=pp, chunks=chunks, schedule="interleaved_1f1b", mtp=True)
+    found = [plan.layers_of(stage, 61) for stage in range(plan.stages)]
+    assert [len(layers) for layers in found] == [*counts[:-1], counts[-1] + 1]
+
+
 @given(st.integers(1, 80), st.integers(1, 20), st.integers(1, 3))
 def test_layers_of_a_split_with_the_module_are_each_there_once(layers, pp, chunks):
     plan = Plan(pp=pp, chunks=chunks, mtp=True)

@@ -41,6 +41,27 @@ def test_deepseek_v3_on_2048_h800():
     assert step.flops / step.tokens - routers == pytest.approx(249.81e9, rel=1e-4)
 
 
+def test_the_step_with_and_without_multi_token_prediction():
+    with_it, without = (scores().deepseek_training(mtp=mtp) for mtp in (True, False))
+    assert scores().deepseek_training().seconds == with_it.seconds  # as pre-trained: section 4.2
+    assert with_it.plan.mtp
+    assert with_it.flops == without.flops
+    # 38.94 % of the BF16 peak of 2,048 GPUs in 19.926 s: 250 GFLOP a token, which leaves out what
+    # the module adds: a layer (8 + 1 of its experts), a projection [2D -> D], a head; 6 FLOPs an
+    # element, and attention's pairs.
+    implied = 0.3894 * 989.4e12 * 2048 * 19.926 / (15360 * 4096)
+    assert implied == pytest.approx(250e9, rel=2e-3)
+    attention = 7168 * (1536 + 576 + 16384) + 1536 * 24576 + 512 * 32768
+    more = attention + 9 * 3 * 7168 * 2048 + 256 * 7168 + 2 * 7168**2 + 129_280 * 7168
+    pairs = 4097 / 2 * 128 * (192 + 128)
+    assert with_it.flops_mtp / with_it.tokens == pytest.approx(6 * (more + pairs), rel=1e-9)
+    # Slower, by less than its FLOPs: without it the last rank had less to do than others.
+    assert 1 < with_it.seconds / without.seconds < 1 + with_it.flops_mtp / with_it.flops
+    for row in scores().deepseek_rows(mtp=False):
+        if row.within is not None and row.what != "1B (input gradient)":
+            assert abs(row.error) <= row.within, row
+
+
 def test_the_published_split_and_price_by_hand():
     # 15,360 x 4,096 tokens in 19.926 s on 2,048 GPUs: 180 thousand GPU hours for 1e12 tokens.
     assert pytest.approx(180.2e3, rel=1e-3) == 1e12 / (15360 * 4096 / 19.926) * 2048 / 3600

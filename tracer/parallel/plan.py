@@ -126,8 +126,8 @@ class Plan:
 
         The last stage also has the output head, so it is never among the longer ones. With `mtp`
         its range has one more, number `layers`: the MTP module. That, and its pass through the
-        head, count as a layer each (in DeepSeek-V3 either takes about as long as one), so that the
-        last stage has two others fewer.
+        head, count as a layer each (in DeepSeek-V3 either takes about as long as one): the last
+        stage has two others fewer, as in NVIDIA's recipes (Megatron-Bridge, `deepseek_v3.py`).
 
         Raises:
             UserError: there is no such stage.
