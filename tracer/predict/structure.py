@@ -51,8 +51,7 @@ class Block:
     what is saved but the same for all micro-batches (weights in FP8), `working` beside these, `kv`;
     `update` comes and goes in the optimizer's step, when nothing is saved any more.
     `parameters`: elements by axis over which their gradients are summed. `borrowed`: elements that
-    another stage of the GPU holds, of which gradients are made here; `copied`: elements that a
-    stage of other GPUs has too.
+    another stage of the GPU holds, `copied`: that a stage of other GPUs has too (see `mtp`).
     """
 
     passes: Passes
@@ -137,8 +136,8 @@ class Structure:
         found = []
         for index in layers:
             kind = EXPERTS if config.is_moe(index) else DENSE
-            kind = MTP if index == self.sizes.layers else kind
-            found.append(self.block(EMBEDDING if index == 0 else kind))
+            kind = {0: EMBEDDING, self.sizes.layers: MTP}.get(index, kind)
+            found.append(self.block(kind))
         if layers.stop == self.sizes.layers and not self.plan.mtp:
             found.append(self.block(HEAD))
         return together(found)
@@ -173,11 +172,10 @@ class Structure:
         return self._blocks[kind]
 
     def _found(self, kind: str) -> Block:
-        plan = self.plan
         if kind == HEAD:
             last = self._on_last_tokens()
             return last._of(HEAD).minus(last._of(DENSE))
-        block, config = self._of(kind), self.program.config
+        block, config, plan = self._of(kind), self.program.config, self.plan
         if self.kept == "fp8":
             tokens = self.workload.tokens // plan.cp
             saved = kept_in_fp8(config, tokens, self._has_experts(kind))
@@ -208,9 +206,7 @@ class Structure:
 
     def _of(self, kind: str) -> Block:
         cut = _cut(self.plan, self.plan.ep if self._has_experts(kind) else 1)
-        return self._block(kind, replace(cut, mtp=kind == MTP))
-
-    def _block(self, kind: str, cut: Plan) -> Block:
+        cut = replace(cut, mtp=kind == MTP)
         return _measured(
             self.program, self.workload, cut, kind, self.network, self.kernels, self.exchange,
             self.load, self._groups(),
