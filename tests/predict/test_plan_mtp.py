@@ -7,6 +7,7 @@ import functools
 import pytest
 from plan_programs import small
 
+from tracer.capture.reference import ReferenceProgram
 from tracer.capture.workload import Workload, record
 from tracer.cost import price
 from tracer.errors import UserError
@@ -149,6 +150,21 @@ def test_the_embedding_is_held_where_it_has_to_be(words, twice):
     assert [block.borrowed for block in stages] == [0] * (len(stages) - 1) + [V * D * (not twice)]
 
 
+@pytest.mark.parametrize("dense", [0, 1])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_what_is_used_twice_is_held_once(zero, dense):
+    """Embedding and head are gathered, and their gradients summed, for each of their two uses."""
+    config = {**small().raw, "first_k_dense_replace": dense}
+    program = ReferenceProgram(f"{dense} dense", config)
+    whole = sum(p.numel() for p in program.with_mtp().module("training").parameters()
+                if p.requires_grad)  # fmt: skip
+    plan = Plan.parse(f"dp=4 zero={zero} mtp")
+    work, network = Workload("training", 1, SEQ), network_of(H100)
+    block = Structure(program, work, plan, network, PLAIN).stage(0)
+    assert sum(block.parameters.values()) == pytest.approx(whole, rel=1e-4)  # padding
+    assert block.borrowed == V * D
+
+
 def test_both_ends_wait_for_the_embeddings_gradients():
     _, d = trained("pp=3 dp=2 ep=2 micro_batches=8 recompute=full mtp")
     (row,) = [s for s in d.sent if s.axis == "embedding"]
@@ -168,7 +184,7 @@ def test_what_the_module_adds_by_hand():
     """Of a layer with experts, a head, and a projection: those without it, traced alone."""
     text = PLANS[2].replace("recompute=full ", "")
     step, d = trained(text)
-    blocks = structure(text, skew=step.skew)
+    blocks = structure(text, load=step.load)
     layer, head = blocks.block(EXPERTS).passes, blocks.block(HEAD).passes
     for direction, own in (("forward", d.mtp.forward), ("backward", d.mtp.input + d.mtp.weight)):
         least = layer.seconds(direction) + head.seconds(direction)

@@ -298,7 +298,7 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
         layers, first, place = 3, 3, 2 if kind == HEAD else 1
     else:
         first = min(dense, 2)
-        layers = first + 2
+        layers = max(first, 1) + 2
         place = 0 if kind == EMBEDDING else max(first, 1)
     short = ReferenceProgram(
         f"{program.name} ({layers} layers)",
@@ -311,8 +311,8 @@ def _short(program: ReferenceProgram, kind: str) -> tuple[ReferenceProgram, int]
 class Held(NamedTuple):
     """What a rank's program holds, with one micro-batch in flight: a block without its seconds.
 
-    `sliced`: bytes of weights by the axis over which ZeRO 3 slices them, as if whole. `rest`: the
-    axis over which gradients are summed that no message of the trace shows, `numel` elements.
+    `sliced`: bytes by the axis over which ZeRO 2 and 3 slice them, as if whole. `rest`: the axis
+    over which gradients are summed that no message of the trace shows, `numel` elements.
     """
 
     moving: Moving
@@ -329,12 +329,13 @@ class Held(NamedTuple):
         """The block that runs `passes`; `ranks` by axis where they are not those of the trace."""
         count: dict[str, float] = {}
         if self.training:
-            count = {axis: nbytes / self.itemsize for axis, nbytes in passes.reduced.items()}
+            summed = self.sliced or passes.reduced  # what is used twice is summed twice in there
+            count = {axis: nbytes / self.itemsize for axis, nbytes in summed.items()}
             left = self.numel - (sum(count.values()) if self.zero <= 1 else 0.0)
             if left > 0:
                 count[self.rest] = count.get(self.rest, 0.0) + left
         m, weights = self.moving, float(self.moving.weights)
-        if self.sliced and ranks is not None:
+        if self.zero == 3 and ranks is not None:
             weights += sum(n / ranks[axis] for axis, n in self.sliced.items()) - self.slices
         return Block(
             passes, weights, m.saved, m.shared, m.working, m.kv, count, self.master, m.update
@@ -351,7 +352,7 @@ def held_by(ledger: Ledger, cut: Plan) -> Held:
         name = p.name.rpartition(".")[2]
         if not name.startswith("shard_"):
             numel += p.numel
-        elif cut.zero == 3:
+        elif cut.zero >= 2:
             axis = name.split("_")[1]
             slices += p.nbytes
             sliced[axis] = sliced.get(axis, 0.0) + p.nbytes * len(ranks[axis])
