@@ -27,6 +27,7 @@ from plan_scores.serving import (
     serving_rows,
 )
 from plan_scores.training import (
+    bubble_of,
     deepseek_assumes,
     deepseek_mtp,
     deepseek_rows,
@@ -77,6 +78,8 @@ def page(data: Path | None) -> str:
         "deepseek_gradient": f"{0.48 / (kinds['W'] / each) / gradient:.1f}",
         "deepseek_mtp": deepseek_mtp(),
         "deepseek_splits": deepseek_splits(),
+        "deepseek_bubble": f"{bubble_of(step):.2f}",
+        "deepseek_bubble_without": f"{bubble_of(deepseek_training(mtp=False)):.2f}",
         "deepseek_implied": f"{0.3894 * step.peak * 2048 * 19.926 / tokens / 1e9:.1f}",
         "deepseek_flops": f"{step.flops / step.tokens / 1e9:.1f}",
         "deepseek_flops_mtp": f"{(step.flops + step.flops_mtp) / step.tokens / 1e9:.1f}",

@@ -126,6 +126,11 @@ def dualpipe() -> Schedule:
     return build(plan.schedule, plan.pp, plan.micro_batches)
 
 
+def bubble_of(step: TrainingStep) -> float:
+    """Seconds that a rank waits for others, the mean over the pipeline."""
+    return sum(step.pipeline.bubble) / len(step.pipeline.bubble)
+
+
 def deepseek_rows(*, mtp: bool = True) -> list[Row]:
     """ArXiv 2505.09343, table 4 (MPFT), and arXiv 2412.19437, table 1.
 
@@ -133,7 +138,7 @@ def deepseek_rows(*, mtp: bool = True) -> list[Row]:
     """
     step = deepseek_training(mtp=mtp)
     slots = step.slots
-    bubble = sum(step.pipeline.bubble) / len(step.pipeline.bubble)
+    bubble = bubble_of(step)
     end = slots["data"] + slots["optimizer"]
     rest = 1.13 + 2.06 + 1.99 + 0.48 + 13.95 + 0.29
     assert abs(rest - 19.926) < 0.05  # the published split adds up
