@@ -20,8 +20,8 @@ class ReferenceProgram:
     """`tracer.models` under the `Program` protocol.
 
     Decode runs the absorbed form of MLA over the latent cache, prefill and training the naive form.
-    `last_logits`: a prefill makes those of the last token of every sequence alone. With `mtp` it has
-    its module of multi-token prediction too, and is trained, not served.
+    `last_logits`: a prefill makes those of the last token of every sequence alone. With `mtp` it
+    has its module of multi-token prediction too, and is trained, not served.
     """
 
     last_logits = False

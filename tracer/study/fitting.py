@@ -85,9 +85,8 @@ def serving_advice(program: Program, step: ServingStep, assume: Serving) -> str:
         keys = f", or keys up to {step.longest_context:,}" if step.longest_context else ""
         return f"what fits: up to {step.largest_batch:,} sequences of a data rank{keys}"
     alone = m.weights + m.reserve > m.capacity
-    model: Any = program  # hashable, which its protocol does not say
     each = 1.0 if "fp8" in (program.dtype, assume.weights) else 2.0
-    held = each * sum(parameters_of(model))
+    held = each * sum(parameters_of(program, step.plan))
     return (
         (f"weights alone are {m.weights / 1e9:,.1f} GB a GPU" if alone else "not one sequence fits")
         + ": cut them over more GPUs with --tp, --ep or --pp; weights held once are "
