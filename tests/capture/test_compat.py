@@ -341,65 +341,14 @@ class Locals(Watch):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def test_a_symbolic_size_is_two_or_more_and_any_size():
-    frozen = []
-    mode, env = compat.symbolic_mode(lambda symbol, value: frozen.append((symbol, value)))
-    size = compat.symbolic_size(env, "S", 5)
-    assert type(size) is torch.SymInt
-    with mode:
-        x = torch.empty(size, 3, device="meta")
-        assert compat.is_fake(x)
-        assert type(x.shape[0]) is torch.SymInt
-        assert (x + 1).shape[1] == 3
-        assert not env.guards
-        assert size > 1  # known, so no guard
-        assert not env.guards
-        assert size > 4
-        assert [str(type(g.expr).__name__) for g in env.guards] == ["StrictGreaterThan"]
-        assert not frozen
-        assert int(size) == 5
-    assert frozen[0][1] == 5
-
-
-def test_a_symbol_is_not_fixed_if_the_hook_raises():
-    def refuse(symbol, value):
-        raise KeyError(value)
-
-    _, env = compat.symbolic_mode(refuse)
-    size = compat.symbolic_size(env, "S", 5)
-    with pytest.raises(KeyError), compat.quiet_fake_tensors():
-        int(size)
-    assert len(size.node.expr.free_symbols) == 1
-
-
-def test_symbols_of_equal_samples_are_two():
-    _, env = compat.symbolic_mode(lambda symbol, value: None)
-    one, other = compat.symbolic_size(env, "B", 8), compat.symbolic_size(env, "S", 8)
-    assert one.node.expr != other.node.expr
-
-
-def test_a_fake_of_a_meta_tensor_shares_its_storage():
-    mode, _ = compat.symbolic_mode(lambda symbol, value: None)
-    for device in ("meta", "cpu"):
-        x = nn.Parameter(torch.ones(3, 4, device=device))
-        fake = compat.fake_of(mode, x)
-        assert compat.is_fake(fake)
-        assert fake.device == x.device
-        assert fake.stride() == x.stride()
-        assert fake.is_leaf
-        with mode:
-            key = compat.storage_key(fake[1:].untyped_storage())
-            assert key == compat.storage_key(fake.untyped_storage())
-        same = compat.storage_key(x.untyped_storage()) == key
-        assert same == (device == "meta")
-
-
-def test_an_active_dispatch_mode_is_known():
-    assert not compat.dispatch_mode_active()
-    with Watch(lambda func, args, out: None):
-        assert compat.dispatch_mode_active()
-    with FakeTensorMode():
-        assert compat.dispatch_mode_active()
+def test_the_dispatch_mode_that_sees_an_op_first_is_known():
+    assert compat.dispatch_mode() is None
+    with (watch := Watch(lambda func, args, out: None)):
+        assert compat.dispatch_mode() is watch
+        with (fake := FakeTensorMode()):  # wherever it is entered, it comes last
+            assert compat.dispatch_mode() is watch
+    with fake:
+        assert compat.dispatch_mode() is fake
     with torch.device("meta"):  # a function mode sees no ops
-        assert not compat.dispatch_mode_active()
-    assert not compat.dispatch_mode_active()
+        assert compat.dispatch_mode() is None
+    assert compat.dispatch_mode() is None

@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 
 from ..collector import without_collector
 from ..errors import UserError
-from . import compat, compat_fsdp, remembered
+from . import compat, compat_fakes, compat_fsdp, remembered
 from . import fold as folding
 from .attention import decomposed_attention, fused_attention
 from .modules import ModuleStack
@@ -88,8 +88,12 @@ class Capture:
         enter(self._unfold)
         enter(self._stack)
         enter(_optimizer_hooks(self))
-        if self._sizes is None and not compat.dispatch_mode_active():
+        below = compat.dispatch_mode()
+        if self._sizes is None and below is None:
             self._recorder.runner = remembered.runner  # nobody below waits to see every op
+        elif self._sizes is not None and self._sizes.is_mode(below):
+            known = self._sizes.remembered
+            self._recorder.runner = lambda func: known.runner(func, runner(func))
         enter(fused_attention() if self._attention == "fused" else decomposed_attention())
         enter(self._recorder)
         tensors = self._recorder.tensors
@@ -143,6 +147,26 @@ class Capture:
             yield
         finally:
             self._recorder.paused = False
+
+    @contextlib.contextmanager
+    def at_numbers(self, parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+        """A block for what no symbol is in, such as an optimizer step.
+
+        With symbols, it is on meta tensors over the storages of `parameters` and their gradients,
+        and in no fake mode; otherwise, and if a gradient has symbols, nothing is other than before.
+        """
+        given, recorder = list(parameters), self._recorder
+        plain = None if self._sizes is None else _on_meta(given)
+        if plain is None:
+            yield given
+            return
+        before = recorder.runner, recorder.simplify
+        recorder.runner, recorder.simplify = remembered.runner, None
+        try:
+            with compat_fakes.outside_fake_mode():
+                yield plain
+        finally:
+            recorder.runner, recorder.simplify = before
 
     @contextlib.contextmanager
     def optimizer_step(self) -> Iterator[None]:
@@ -200,6 +224,20 @@ class Capture:
                 "sources": self._stack.sources(),
             },
         )
+
+
+def _on_meta(parameters: list[nn.Parameter]) -> list[nn.Parameter] | None:
+    """Meta tensors over the storages of fake parameters and gradients; None if one has symbols."""
+    tensors = [t for p in parameters for t in (p, p.grad) if t is not None]
+    if not all(compat_fakes.is_plain_fake(t) and not compat_fakes.has_symbols(t) for t in tensors):
+        return None
+    made = []
+    for parameter in parameters:
+        twin = nn.Parameter(compat_fakes.meta_of(parameter), requires_grad=parameter.requires_grad)
+        if parameter.grad is not None:
+            twin.grad = compat_fakes.meta_of(parameter.grad)
+        made.append(twin)
+    return made
 
 
 def _with_counts(ops: list[Op], stack: ModuleStack) -> list[Op]:

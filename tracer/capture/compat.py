@@ -1,5 +1,7 @@
 """Every private torch API that the capture leans on, in one place, each with a contract test.
 
+Those of fake tensors are in `compat_fakes`.
+
 `tests/capture/test_compat.py` states what is relied on; when a torch release changes one of these,
 that test names it.
 """
@@ -7,10 +9,7 @@ that test names it.
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,11 +24,8 @@ __all__ = [
     "current_autograd_node",
     "current_graph_task_id",
     "decompose",
-    "depends_on_data",
-    "dispatch_mode_active",
+    "dispatch_mode",
     "efficient_attention_backward_on_meta",
-    "fake_mode",
-    "fake_of",
     "fake_store",
     "fused_attention_allowed",
     "group_name",
@@ -39,16 +35,12 @@ __all__ = [
     "local_tensor",
     "next_sequence_nr",
     "no_dispatch_modes",
-    "outside_fake_mode",
     "override_composite",
     "process_group",
     "process_groups",
-    "quiet_fake_tensors",
     "recomputes",
     "silent_propagation",
     "storage_key",
-    "symbolic_mode",
-    "symbolic_size",
     "tree_any",
     "tree_leaves",
     "tree_map",
@@ -157,11 +149,11 @@ def writes(func: Any) -> bool:
     return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
 
 
-def dispatch_mode_active() -> bool:
-    """Whether anybody's dispatch mode is on; those that come on later see an op first."""
+def dispatch_mode() -> Any:
+    """The dispatch mode that sees an op first, None if none is on. A fake mode sees it last."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-    return _get_current_dispatch_mode() is not None
+    return _get_current_dispatch_mode()
 
 
 def no_dispatch_modes() -> Any:
@@ -221,116 +213,11 @@ def process_groups() -> dict[str, dict[str, Any]]:
     return found
 
 
-def outside_fake_mode() -> Any:
-    """A block in which the active FakeTensorMode is off."""
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    return unset_fake_temporarily()
-
-
-def fake_mode(**options: Any) -> Any:
-    """A FakeTensorMode; its machinery is imported on first use only."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(**options)
-
-
 def fake_store() -> Any:
     """The store of torch's fake backend, which does not ask the other ranks."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     return FakeStore()
-
-
-def fake_of(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """A fake of `tensor`, over the same storage if that is on meta and so has no data."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    with torch.no_grad():
-        data = tensor.detach()
-        data = data if tensor.device.type == "meta" else torch.empty_like(data, device="meta")
-    return FakeTensor(mode, data, tensor.device)
-
-
-def symbolic_mode(on_fixed: Callable[[Any, int], None]) -> tuple[Any, Any]:
-    """A FakeTensorMode with its ShapeEnv, for sizes of 2 or more; meta tensors may join in.
-
-    `on_fixed(symbol, value)` is called, and may raise, before a symbol becomes one value.
-    """
-    # 0 and 1 are no sizes of symbols, so that none is asked whether it is one of them.
-    env = _shape_env()(specialize_zero_one=True)
-    env.on_fixed = on_fixed
-    return fake_mode(shape_env=env, allow_non_fake_inputs=True), env
-
-
-@functools.cache
-def _shape_env() -> Any:
-    from torch._guards import SLoc
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    class NamedSizes(ShapeEnv):
-        on_fixed: Callable[[Any, int], None]
-
-        def _set_replacement(self, a: Any, tgt: Any, msg: str) -> None:
-            if tgt.is_number:
-                self.on_fixed(a, int(tgt))
-            super()._set_replacement(a, tgt, msg)
-
-        def _get_stack_summary(self, *_: Any, **__: Any) -> tuple[Any, str]:
-            return SLoc("", None), ""  # of guards, in messages; torch walks all frames for it
-
-    return NamedSizes
-
-
-@contextlib.contextmanager
-def quiet_fake_tensors() -> Iterator[None]:
-    """A block in which torch does not write to stderr what it also raises."""
-    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-    logs = [(log, log.disabled) for log in map(logging.getLogger, names)]
-    events = logging.getLogger("torch.__trace")  # formats stacks for its handlers
-    handlers = events.handlers
-    for log, _ in logs:
-        log.disabled = True
-    events.handlers = []
-    try:
-        yield
-    finally:
-        events.handlers = handlers
-        for log, before in logs:
-            log.disabled = before
-
-
-def symbolic_size(env: Any, name: str, sample: int) -> Any:
-    """A SymInt that may be any size of 2 or more; `sample` is its value where a branch asks."""
-    from torch.fx.experimental.symbolic_shapes import DimDynamic
-
-    source = _named_size()(name)
-    symbol = env.create_symbol(sample, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-    return env.create_symintnode(symbol, hint=sample, source=source)
-
-
-@functools.cache
-def _named_size() -> Any:
-    """Where a symbol comes from; that of `torch._dynamo` would import all of the compiler."""
-    from torch._guards import Source
-
-    @dataclass(frozen=True)
-    class NamedSize(Source):
-        label: str
-
-        @property
-        def _name_template(self) -> str:
-            return self.label
-
-    return NamedSize
-
-
-def depends_on_data(out: Any) -> bool:
-    """Whether some size of a result is one that only data could tell."""
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
-    tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-    return any(free_unbacked_symbols(size) for x in tensors for size in x.shape)
 
 
 def fused_attention_allowed() -> bool:

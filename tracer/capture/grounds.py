@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import compat
+from . import compat_fakes
 from .known_values import KnownValues
 
 META = "meta"  # shapes only
@@ -68,7 +68,7 @@ def on(ground: str) -> Iterator[list[str]]:
 @functools.cache
 def _fake_mode() -> Any:
     """One mode for all runs: a module built under another would be foreign to it."""
-    return compat.fake_mode(allow_non_fake_inputs=True)
+    return compat_fakes.fake_mode(allow_non_fake_inputs=True)
 
 
 def fake_twin(model: nn.Module) -> nn.Module:
@@ -76,7 +76,7 @@ def fake_twin(model: nn.Module) -> nn.Module:
 
     Not built anew, because initialisation asks random numbers for their values.
     """
-    with compat.outside_fake_mode():
+    with compat_fakes.outside_fake_mode():
         twin = copy.deepcopy(model)
     _swap(twin, _on_cpu)
     return twin
@@ -90,7 +90,7 @@ def fake_weights(model: nn.Module, mode: Any) -> Iterator[None]:
     of a weight would not be known as the weight any more. A fake of a meta tensor is one over the
     same storage; of any other, one without data on its device.
     """
-    before = _swap(model, lambda tensor: _parameter(compat.fake_of(mode, tensor), tensor))
+    before = _swap(model, lambda tensor: _parameter(compat_fakes.fake_of(mode, tensor), tensor))
     try:
         yield
     finally:

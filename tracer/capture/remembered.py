@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from . import compat
 from .grounds import META
 
-_PLAIN = (int, float, bool, complex)
-_NAMED = (str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-_DATA = (
+PLAIN = (int, float, bool, complex)
+NAMED = (str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+DATA = (
     torch.Tag.nondeterministic_seeded,
     torch.Tag.dynamic_output_shape,
     torch.Tag.data_dependent_output,
@@ -46,7 +46,7 @@ class _Unlike(Exception):
 def runner(func: Any) -> Callable[..., Any]:
     """What to run for an op of a run on meta tensors: itself, or a look into memory first."""
     schema = getattr(func, "_schema", None)
-    if schema is None or func.namespace != "aten" or any(tag in func.tags for tag in _DATA):
+    if schema is None or func.namespace != "aten" or any(tag in func.tags for tag in DATA):
         return func  # type: ignore[no-any-return]
     if schema.name.startswith("aten::_foreach_"):
         return functools.partial(_run_lists if schema.returns else _write_lists, func)
@@ -125,11 +125,11 @@ def _form(value: Any) -> Any:
         if value.is_meta and value.layout is torch.strided:
             return _Form(value.shape, value.stride(), value.dtype)
         raise _Unlike
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return kind, value
     if kind is list or kind is tuple:
         return list, tuple([_form(item) for item in value])
-    if isinstance(value, _NAMED):
+    if isinstance(value, NAMED):
         return value
     raise _Unlike
 

@@ -213,7 +213,7 @@ class _Rank:
             del out, x
             capture.unfold()
             with capture.paused():
-                fill_gradients(model)
+                fill_gradients(model.parameters())
             grads = (p.grad for p in model.parameters() if p.grad is not None)
             capture.mark("gradients", grads)
             with capture.optimizer_step():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compat
+from . import compat_fakes
 from .symbolic import NotSymbolic, here
 
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ def runner(func: Any) -> Callable[..., Any]:
 
 def _of_known_size(func: Any, *args: Any, **kwargs: Any) -> Any:
     out = func(*args, **kwargs)
-    if compat.depends_on_data(out):
+    if compat_fakes.depends_on_data(out):
         raise NotSymbolic(f"data decide the size of the result{here()}")
     return out
 

@@ -22,9 +22,10 @@ from ..algebra import Expr, Guard, Scope, ceil_div
 from ..algebra.functions import least, most
 from ..algebra.scope import LOWEST, NEGATIVE, POSITIVE, ZERO
 from ..errors import UserError
-from . import compat
+from . import compat_fakes
 from .grounds import fake_weights
 from .known_sizes import known_sizes
+from .remembered_fakes import Remembered
 
 
 class NotSymbolic(UserError):
@@ -47,13 +48,14 @@ class Sizes:
             if not name.isidentifier():
                 raise UserError(f"symbol {name!r}: give a name as of a variable, like B")
         self.scope = Scope()
-        self._mode, self._env = compat.symbolic_mode(self._frozen)
+        self._mode, self._env = compat_fakes.symbolic_mode(self._frozen)
+        self.remembered = Remembered(self._mode, self._resolved)
         self.values: dict[str, Any] = {}  # by name, what to build inputs with
         self._ours: dict[Any, Any] = {}  # torch's expression -> ours
         self._taken = 0  # guards of torch that are in the scope
-        with compat.quiet_fake_tensors():
+        with compat_fakes.quiet_fake_tensors():
             for name, value in samples.items():
-                self.values[name] = compat.symbolic_size(self._env, name, value)
+                self.values[name] = compat_fakes.symbolic_size(self._env, name, value)
                 self._ours[self.values[name].node.expr] = self.scope.symbol(name, value)
 
     @contextlib.contextmanager
@@ -66,7 +68,7 @@ class Sizes:
         """
         weights = contextlib.nullcontext() if model is None else fake_weights(model, self._mode)
         try:
-            with compat.quiet_fake_tensors(), known_sizes(self._env), weights, self._mode:
+            with compat_fakes.quiet_fake_tensors(), known_sizes(self._env), weights, self._mode:
                 yield
         except NotSymbolic:
             raise
@@ -77,6 +79,10 @@ class Sizes:
             raise
         self._take_guards()
 
+    def is_mode(self, mode: Any) -> bool:
+        """Whether `mode` is the fake mode of this run."""
+        return mode is self._mode
+
     def resolve(self, size: Any) -> Any:
         """A size as ours: an int stays, a symbolic one becomes an `Expr` or the int that it is.
 
@@ -85,6 +91,9 @@ class Sizes:
         """
         if len(self._env.guards) != self._taken:
             self._take_guards()
+        return self._resolved(size)
+
+    def _resolved(self, size: Any) -> Any:
         return self._convert(size.node.expr) if type(size) is torch.SymInt else size
 
     def _frozen(self, symbol: Any, value: int) -> None:
@@ -103,13 +112,18 @@ class Sizes:
         """
         new = [part for g in self._env.guards[self._taken :] for part in _relations(g.expr)]
         self._taken = len(self._env.guards)
+        self._forget()
         divisors = [relation for relation in new if _mod_is_zero(relation)]
         for relation in divisors:
             self._note(relation)
         if divisors:
-            self._ours = {torchs: ours for torchs, ours in self._ours.items() if torchs.is_Symbol}
+            self._forget()
         for relation in new:
             self._note(relation)
+
+    def _forget(self) -> None:
+        """What was converted before knows nothing of new guards."""
+        self._ours = {torchs: ours for torchs, ours in self._ours.items() if torchs.is_Symbol}
 
     def _note(self, relation: Any) -> None:
         """The guard that a relation of torch's is, unless it holds for all sizes in range."""

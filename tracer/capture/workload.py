@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,18 +249,19 @@ def _training(model: nn.Module, run: Run, optimizer: str, options: dict[str, Any
             torch.autograd.backward(loss, unread)
             del loss, unread
             capture.unfold()
-            with capture.paused():
-                if options["fold"]:
-                    fill_gradients(model)
-            with torch.no_grad(), capture.optimizer_step():
-                parameters = [_local(parameter) for parameter in model.parameters()]
-                run.reduce(parameters)
-            with capture.paused():
-                step = MasterAdamW(parameters) if optimizer == "adamw" else None
-            if step is not None:
-                capture.mark("optimizer", step.tensors())
-                with capture.optimizer_step():
-                    step.step()
+            with capture.at_numbers(map(_local, model.parameters())) as parameters:
+                with capture.paused():
+                    if options["fold"]:
+                        fill_gradients(parameters)
+                with torch.no_grad(), capture.optimizer_step():
+                    run.reduce(parameters)
+                capture.mark("gradients", (p.grad for p in parameters if p.grad is not None))
+                with capture.paused():
+                    step = MasterAdamW(parameters) if optimizer == "adamw" else None
+                if step is not None:
+                    capture.mark("optimizer", step.tensors())
+                    with capture.optimizer_step():
+                        step.step()
         return capture.trace
     finally:
         for parameter in model.parameters():
@@ -276,9 +278,9 @@ def _local(parameter: nn.Parameter) -> nn.Parameter:
     return own
 
 
-def fill_gradients(model: nn.Module) -> None:
+def fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Layers that folding left out get the gradient that their like got."""
-    for parameter in model.parameters():
+    for parameter in parameters:
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = empty_like(parameter)
 
