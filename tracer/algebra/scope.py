@@ -33,6 +33,7 @@ class Scope:
     def __init__(self) -> None:
         self.symbols: dict[str, Symbol] = {}
         self.guards: dict[Guard, None] = {}
+        self.known: dict[Any, Any] = {}  # what others worked out of expressions of this scope
         self._proven: dict[Expr, int | None] = {}
 
     def symbol(self, name: str, sample: int, low: int = LOWEST) -> Expr:

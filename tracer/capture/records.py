@@ -57,19 +57,30 @@ class TensorRef(NamedTuple):
     @property
     def distinct(self) -> int:
         """Elements that exist in memory: a dimension of stride 0 and an overlap count once."""
-        n, last = 1, 0
-        for size, stride in zip(self.shape, self.stride, strict=True):
-            if stride != 0 or size == 0:
-                n *= size
-                last += (size - 1) * stride
-        if type(n) is int and type(last) is int:
-            return min(n, last + 1) if n else 0
-        return least((n, last + 1)) if n else 0
+        for size in (*self.shape, *self.stride):
+            if type(size) is not int:
+                known = size.scope.known  # type: ignore[attr-defined]
+                key = (self.shape, self.stride)
+                if key not in known:
+                    known[key] = _distinct(*key)
+                return known[key]  # type: ignore[no-any-return]
+        return _distinct(self.shape, self.stride)
 
     @property
     def nbytes(self) -> int:
         """Bytes that a kernel moves to read or write this tensor once."""
         return self.distinct * self.itemsize
+
+
+def _distinct(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    n, last = 1, 0
+    for size, step in zip(shape, stride, strict=True):
+        if step != 0 or size == 0:
+            n *= size
+            last += (size - 1) * step
+    if type(n) is int and type(last) is int:
+        return min(n, last + 1) if n else 0
+    return least((n, last + 1)) if n else 0
 
 
 class Op(NamedTuple):
