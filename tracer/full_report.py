@@ -104,7 +104,5 @@ def studied(options: argparse.Namespace) -> Studied:
     program = program_of(options)
     seq, context = lengths(options, program)
     phases = tuple(available(program, asked))
-    # A trace with symbols costs several of one with numbers: the efficient one has to do.
-    execution = "efficient" if "efficient" in executions else "naive"
-    return study(program, Asked(options.batch, seq, context, phases, (execution,), chips, timing,
-                                conventions))  # fmt: skip
+    return study(program, Asked(options.batch, seq, context, phases, tuple(executions), chips,
+                                timing, conventions, options.optimizer))  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..algebra import sample
 from ..algebra.text import factored
 from ..cost import Ledger
+from ..machine.rows import is_something
+from ..predict.memory import memory
 from .arithmetic import condition, written
 from .records import ClosedForm, ClosedRange, Sublayer
 from .terms import terms
@@ -22,27 +25,42 @@ def closed_forms(ledger: Ledger, phase: str) -> tuple[ClosedForm, ...]:
     found: dict[Any, int] = {}
     for kernel in ledger.kernels:
         for part in kernel.parts:
-            op = ledger.trace.ops[part.op]
+            op, cost = ledger.trace.ops[part.op], part.cost
             name = op.overload_packet.removeprefix("aten.")
             roles = tuple(
                 (role, written(nbytes / op.times))
-                for role, nbytes in part.cost.bytes_by_role.items()
-                if not (isinstance(nbytes, int) and nbytes == 0)
+                for role, nbytes in cost.bytes_by_role.items()
+                if is_something(nbytes)
             )
-            work = [(p, written(flops / op.times)) for p, flops in part.cost.flops.items()]
-            if not work and not roles:
+            work = [
+                (
+                    p,
+                    *(
+                        written(table.get(p, 0) / op.times)
+                        for table in (cost.flops, cost.recompute_flops)
+                    ),
+                )
+                for p in dict.fromkeys((*cost.flops, *cost.recompute_flops))
+            ]
+            vector = (
+                written(cost.vector_flops / op.times) if is_something(cost.vector_flops) else "0"
+            )
+            if not work and not roles and vector == "0":
                 continue  # fused away
-            for number, (precision, flops) in enumerate(work or [("", "0")]):
-                key = (pattern(part.module), name, precision, flops, roles if number == 0 else ())
+            for number, (precision, flops, again) in enumerate(work or [("", "0", "0")]):
+                whole = (roles, vector) if number == 0 else ((), "0")
+                key = (pattern(part.module), name, precision, flops, again, *whole)
                 found[key] = found.get(key, 0) + op.times
     return tuple(
-        ClosedForm(phase, ledger.execution, module, op, times, precision, flops, dict(roles))
-        for (module, op, precision, flops, roles), times in found.items()
+        ClosedForm(
+            phase, ledger.execution, module, op, times, precision, flops, dict(roles), again, vector
+        )
+        for (module, op, precision, flops, again, roles, vector), times in found.items()
     )
 
 
 def closed_range(ledger: Ledger, phase: str, forms: Sequence[ClosedForm]) -> ClosedRange:
-    """Where `forms` hold: each condition in words, and as what must be above 0.
+    """Where `forms` hold: each condition in words, and as what must be above 0; and the memory.
 
     A size that stands in none of them has no bound: an image has no length.
     """
@@ -56,7 +74,8 @@ def closed_range(ledger: Ledger, phase: str, forms: Sequence[ClosedForm]) -> Clo
         if symbol.name in used
     ]
     guards = [(str(guard), condition(guard)) for guard in scope.guards]
-    return ClosedRange(phase, ledger.execution, tuple(limits + guards))
+    held = {name: written(value) for name, value in asdict(memory(ledger)).items()}
+    return ClosedRange(phase, ledger.execution, tuple(limits + guards), held)
 
 
 def sublayers(ledger: Ledger, phase: str) -> Iterator[Sublayer]:

@@ -83,7 +83,9 @@ def payload(study: Study) -> dict[str, Any]:
         "roles": list(ROLES),
         "chips": [
             {"id": c.id, "name": c.name, "bandwidth": c.memory_bandwidth,
-             "capacity": c.memory_capacity, **_rates(steps_of(study, chip=number))}
+             "capacity": c.memory_capacity,
+             "vector": c.vector.get("fp32") or max(c.vector.values(), default=None),
+             **_rates(steps_of(study, chip=number))}
             for number, c in enumerate(study.chips)
         ],
         "steps": steps,
@@ -96,7 +98,8 @@ def payload(study: Study) -> dict[str, Any]:
                     "roles": palette.ROLES, "waits": palette.WAITS},
         "closed_forms": [form._asdict() | {"bytes": dict(form.bytes)}
                          for form in study.closed_forms or ()],
-        "closed_ranges": [limits._asdict() for limits in study.closed_ranges or ()],
+        "closed_ranges": [limits._asdict() | {"held": dict(limits.held)}
+                          for limits in study.closed_ranges or ()],
         "strings": strings.all,
     }  # fmt: skip
 

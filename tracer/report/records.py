@@ -7,6 +7,7 @@ seconds, shares; `chip` is a chip's id and `execution` is "naive" or "efficient"
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..predict.opcost import OpCost
@@ -186,7 +187,9 @@ class ClosedForm(NamedTuple):
     """One op of one module as arithmetic over B, S and L that a page can evaluate.
 
     Expressions use + - * / ** ( ) min max ceil floor round sqrt log2, numbers, and B, S, L; `bytes`
-    has one a role. `precision` is that of the FLOPs; `times` how many such ops there are.
+    has one a role. `precision` is that of the FLOPs; `times` how many such ops there are. `again`
+    is what a kernel computes twice, which takes time and is in no published figure; `vector` is
+    vector work.
     """
 
     phase: str
@@ -197,14 +200,20 @@ class ClosedForm(NamedTuple):
     precision: str
     flops: str
     bytes: Mapping[str, str]
+    again: str = "0"
+    vector: str = "0"
 
 
 class ClosedRange(NamedTuple):
-    """Where the closed forms of one step hold: (in words, arithmetic that is above 0 there)."""
+    """Where the closed forms of one step hold: (in words, arithmetic that is above 0 there).
+
+    `held` is the memory that the step takes, arithmetic by what it is for.
+    """
 
     phase: str
     execution: str
     conditions: tuple[tuple[str, str], ...]
+    held: Mapping[str, str] = MappingProxyType({})
 
 
 class AccuracyRow(NamedTuple):

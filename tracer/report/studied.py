@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PHASES = ("prefill", "decode", "forward")  # training's formulas take longer than its report
+_MOST = 4_500  # ops of a phase beyond which naive execution, which only sliders use, is left out
 _AXES = {"prefill": ("seq",), "decode": ("batch",), "forward": ("batch",)}
 
 
@@ -55,6 +55,12 @@ class Asked:
     chips: tuple[Chip, ...]
     timing: Timing
     conventions: Conventions
+    optimizer: str = "none"  # of training
+
+    @property
+    def main(self) -> str:
+        """The execution that questions are asked of; of others there are formulas alone."""
+        return EFFICIENT if EFFICIENT in self.executions else self.executions[0]
 
 
 class Studied(NamedTuple):
@@ -73,7 +79,7 @@ class Studied(NamedTuple):
 
 
 def study(program: Program, asked: Asked) -> Studied:
-    """Trace every phase but training with symbols, and answer the report's questions from it.
+    """Trace every phase with symbols, and answer the report's questions from all but training.
 
     A phase that cannot be traced with symbols costs its own answers and nothing else.
     """
@@ -82,20 +88,27 @@ def study(program: Program, asked: Asked) -> Studied:
     ranges: list[ClosedRange] = []
     lines: list[Sublayer] = []
     answers = _Answers([], [], [], [], [], [], [])
-    for phase in (p for p in PHASES if p in asked.phases):
+    for phase in asked.phases:
         found: dict[str, Closed] = {}
-        for execution in asked.executions:
+        ops = 0
+        for execution in sorted(asked.executions, key=lambda name: name != asked.main):
+            if execution != asked.main and not 0 < ops <= _MOST:
+                continue
             try:
                 ledger = _ledger(program, _workload(asked, phase), asked.conventions, execution)
-                found[execution] = _closed(program, ledger, phase)
+                if execution == asked.main:
+                    found[execution] = _closed(program, ledger, phase)
             except UserError as error:
                 told.append(f"{phase}, {execution}: no formulas in symbols ({error})")
                 continue
             mine = closed_forms(ledger, phase)
             forms += mine
             ranges.append(closed_range(ledger, phase, mine))
-            if execution == EFFICIENT or EFFICIENT not in asked.executions:
+            if execution == asked.main:
                 lines += sublayers(ledger, phase)
+            ops = len(ledger.trace.ops)
+        if phase == "training":
+            continue
         batched, alone = found, list[Ledger]()
         if "batch" in _AXES.get(phase, ()):
             batched = _tried(told, f"{phase} of many", _many, program, asked, phase, found) or {}
@@ -190,7 +203,8 @@ def _tried(told: list[str], what: str, make: Callable[..., T], *args: Any) -> T 
 def _workload(asked: Asked, phase: str) -> Workload:
     from ..capture.workload import Workload
 
-    return Workload(phase, asked.batch, asked.seq, asked.context, "none")
+    optimizer = asked.optimizer if phase == "training" else "none"
+    return Workload(phase, asked.batch, asked.seq, asked.context, optimizer)
 
 
 def _closed(program: Program, ledger: Ledger, phase: str) -> Closed:

@@ -30,10 +30,7 @@ def section(study: Study) -> Section | None:
     ]
     held = f" They hold in {'; '.join(conditions)}." if conditions else ""
     missing = [p for p in dict.fromkeys(s.workload.phase for s in study.steps) if p not in phases]
-    left = f" There are none of {listed(missing)}" if missing else ""
-    if missing:
-        late = ", whose trace with symbols takes longer than a report should"
-        left += f"{late}." if missing == ["training"] else "."
+    left = f" There are none of {listed(missing)}." if missing else ""
     names = _sizes_in(" ".join(shown.values()))
     meanings = {"B": f"B {'samples' if item_of(study) == 'sample' else 'sequences'}"} | _SIZES
     sizes = ", ".join(text for name, text in meanings.items() if name in names)
