@@ -115,8 +115,8 @@ def _search(options: argparse.Namespace, command: str, out: Path | None) -> None
 def _write(report: Report, out: Path) -> None:
     from .report import files
 
-    for line in files.summary(files.write(report, out), out):
-        print(f"wrote {line}", file=sys.stderr)
+    for line in files.write(report, out).lines():
+        print(line, file=sys.stderr)
 
 
 __all__ = ["AXES", "add_axes", "main", "parser", "run", "run_from_main"]

@@ -139,8 +139,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
         out = files.check_folder(options.out)
         study = whole_answer(options, command, other)
         _show(study, options.json)
-        for line in files.summary(files.write(report_of(study), out, other), out):
-            print(f"wrote {line}", file=sys.stderr)
+        for line in files.write(report_of(study), out, other).lines():
+            print(line, file=sys.stderr)
 
 
 def _ready_to_draw() -> None:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .report import Report
 from .rows import COLUMNS, TIME_COLUMNS, timed_rows
 from .summary import Study
-from .text import plural
+from .written import Written
 
 if TYPE_CHECKING:
     from .pictures import Helper
@@ -42,11 +42,12 @@ def check_folder(out: str) -> Path:
     return path
 
 
-def write(report: Report, out: Path, helper: Helper | None = None) -> list[Path]:
-    """Everything of `--out`, data before pictures, the page last; returns the paths.
+def write(report: Report, out: Path, helper: Helper | None = None) -> Written:
+    """Everything of `--out`, data before pictures, the page last; returns what was written.
 
     `report.json`, the report's own files (`ops.csv`, say), `tables/*.csv`, `report.md`,
-    `figures/*.svg` and `.png`, `report.html`. What fails midway leaves what was written before it.
+    `figures/*.svg` and `.png`, `report.html`. What fails midway leaves what was written before it;
+    what does not removes the files that an earlier report had and this one has not.
     `helper`: another process, to draw some of the figures.
     """
     from . import html, markdown
@@ -58,30 +59,23 @@ def write(report: Report, out: Path, helper: Helper | None = None) -> list[Path]
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
-    drawn = Pictures(report.sections, helper)
-    document = json.dumps(full_document(report), indent=1) + "\n"
-    written = [write_whole(out / "report.json", document)]
-    written += [write_whole(out / name, make()) for name, make in report.files.items()]
-    for table in tables_of(report.sections):
-        written.append(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
-    written.append(write_whole(out / "report.md", markdown.render(report)))
-    pictures = {}
-    for picture in drawn:
-        pictures[picture.name] = picture
-        for ending, content in (("svg", picture.svg.encode()), ("png", picture.png)):
-            path = out / "figures" / f"{picture.name}.{ending}"
-            written.append(write_whole(path, functools.partial(_bytes, content)))
-    written.append(write_whole(out / "report.html", html.render(report, pictures)))
+    with Written(out) as written:
+        drawn = Pictures(report.sections, helper)
+        document = json.dumps(full_document(report), indent=1) + "\n"
+        written.add(write_whole(out / "report.json", document))
+        for name, make in report.files.items():
+            written.add(write_whole(out / name, make()))
+        for table in tables_of(report.sections):
+            written.add(write_whole(out / "tables" / f"{table.name}.csv", as_csv(table)))
+        written.add(write_whole(out / "report.md", markdown.render(report)))
+        pictures = {}
+        for picture in drawn:
+            pictures[picture.name] = picture
+            for ending, content in (("svg", picture.svg.encode()), ("png", picture.png)):
+                path = out / "figures" / f"{picture.name}.{ending}"
+                written.add(write_whole(path, functools.partial(_bytes, content)))
+        written.add(write_whole(out / "report.html", html.render(report, pictures)))
     return written
-
-
-def summary(written: list[Path], out: Path) -> list[str]:
-    """A line a file, and one a folder of many."""
-    lines = [str(path) for path in written if path.parent == out]
-    for folder in sorted({path.parent for path in written} - {out}):
-        count = sum(path.parent == folder for path in written)
-        lines.append(f"{folder}{os.sep} ({plural(count, 'file')})")
-    return lines
 
 
 def _bytes(content: bytes, path: Path) -> None:

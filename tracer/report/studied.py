@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST = 4_500  # ops of a phase beyond which naive execution, which only sliders use, is left out
+_MOST = 14_500  # ops that are traced with symbols, beyond which only the main execution is
 _AXES = {"prefill": ("seq",), "decode": ("batch",), "forward": ("batch",)}
 
 
@@ -88,25 +88,19 @@ def study(program: Program, asked: Asked) -> Studied:
     ranges: list[ClosedRange] = []
     lines: list[Sublayer] = []
     answers = _Answers([], [], [], [], [], [], [])
+    ops: dict[str, int] = {}
     for phase in asked.phases:
         found: dict[str, Closed] = {}
-        ops = 0
-        for execution in sorted(asked.executions, key=lambda name: name != asked.main):
-            if execution != asked.main and not 0 < ops <= _MOST:
-                continue
-            try:
-                ledger = _ledger(program, _workload(asked, phase), asked.conventions, execution)
-                if execution == asked.main:
-                    found[execution] = _closed(program, ledger, phase)
-            except UserError as error:
-                told.append(f"{phase}, {execution}: no formulas in symbols ({error})")
-                continue
-            mine = closed_forms(ledger, phase)
-            forms += mine
-            ranges.append(closed_range(ledger, phase, mine))
-            if execution == asked.main:
-                lines += sublayers(ledger, phase)
-            ops = len(ledger.trace.ops)
+        try:
+            ledger = _ledger(program, _workload(asked, phase), asked.conventions, asked.main)
+            if phase != "training":
+                found[asked.main] = _closed(program, ledger, phase)
+        except UserError as error:
+            told.append(f"{phase}, {asked.main}: no formulas in symbols ({error})")
+            continue
+        ops[phase] = len(ledger.trace.ops)
+        _formulas(ledger, phase, forms, ranges)
+        lines += sublayers(ledger, phase)
         if phase == "training":
             continue
         batched, alone = found, list[Ledger]()
@@ -116,6 +110,16 @@ def study(program: Program, asked: Asked) -> Studied:
         for chip in asked.chips:
             _answer(answers, told, asked, phase, found, chip)
             _sweep(answers, told, asked, phase, batched, alone, chip)
+    whole = sum(ops.values())
+    for phase, count in sorted(ops.items(), key=lambda item: item[1]):
+        for execution in (e for e in asked.executions if e != asked.main):
+            whole += count
+            if whole > _MOST:
+                continue
+            given = program, _workload(asked, phase), asked.conventions, execution
+            other = _tried(told, f"{phase}, {execution}: no formulas in symbols", _ledger, *given)
+            if other is not None:
+                _formulas(other, phase, forms, ranges)
     sensitivity = Sensitivity(tuple(answers.elasticities), tuple(answers.grids))
     return Studied(
         tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
@@ -123,6 +127,15 @@ def study(program: Program, asked: Asked) -> Studied:
         tuple(answers.limits) or None, tuple(answers.far) or None, tuple(answers.plans) or None,
         tuple(answers.messages) or None, tuple(told),
     )  # fmt: skip
+
+
+def _formulas(
+    ledger: Ledger, phase: str, forms: list[ClosedForm], ranges: list[ClosedRange]
+) -> None:
+    """What the page evaluates of one step."""
+    mine = closed_forms(ledger, phase)
+    forms += mine
+    ranges.append(closed_range(ledger, phase, mine))
 
 
 class _Answers(NamedTuple):

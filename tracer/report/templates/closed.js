@@ -45,7 +45,7 @@ function evaluator(text) {
   const sums = by => Object.entries(by).map(([name, text]) => [name, evaluator(text)]);
   const rows = D.closed_forms.map(f => ({ ...f, step: `${f.phase}, ${f.execution}`, flopsOf: evaluator(f.flops), againOf: evaluator(f.again), vectorOf: evaluator(f.vector), bytesOf: sums(f.bytes) }));
   const ranges = D.closed_ranges.map(r => ({ step: `${r.phase}, ${r.execution}`, conditions: r.conditions.map(([words, text]) => [words, evaluator(text)]), heldOf: sums(r.held) }));
-  const steps = [...new Set(rows.map(r => r.step))];
+  const steps = [...new Set(D.steps.map(s => `${s.phase}, ${s.exec}`))].filter(name => rows.some(r => r.step === name));
   const first = D.steps[state.step];
   const values = { B: first.batch, S: first.seq, L: first.context };
   const names = step => Object.keys(values).filter(name => D.closed_forms.some(f => `${f.phase}, ${f.execution}` === step
@@ -62,7 +62,7 @@ function evaluator(text) {
   });
   const result = make("div", { class: "scroll" });
   const without = [...new Set(D.steps.map(s => `${s.phase}, ${s.exec}`))].filter(name => !steps.includes(name));
-  const missing = without.length ? ` They cover ${steps.join("; ")}. Not ${without.join("; ")}: no formulas of those, or none that a report has the time for.` : "";
+  const missing = without.length ? ` They cover ${steps.join("; ")}; not ${without.join("; ")}, whose formulas do not exist or take longer than a report should.` : "";
   panel("Closed forms", make("p", { class: "muted" }, `FLOPs, bytes and memory at any size from expressions that the trace produced; seconds are the roofline's at datasheet peaks, not the kernel model's.${missing}`),
     make("div", { class: "controls" }, make("label", {}, "step ", phase), make("label", {}, "chip ", chip), ...sliders.map(([, label]) => label)), result);
   draw();
