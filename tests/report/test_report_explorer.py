@@ -110,8 +110,9 @@ def test_sliders_price_fp32_at_its_own_rate(window, tmp_path):
     flops = 2 * (8 * 256 * 16 * 27 + 8 * 16 * 10)
     assert cells[0] == f"{flops / 1e6:.3f} MFLOP"
     assert cells[3] == f"{flops / 66.9e12 * 1e9:.1f} ns"
-    steps = window.run(f"{panel}.textContent")
-    assert "Not here: training, efficient; training, naive; forward, naive." in steps
+    chosen = f"{panel}.querySelector('select').selectedOptions[0].textContent"
+    assert window.run(chosen) == "forward, efficient"
+    assert "They cover" not in window.run(f"{panel}.textContent")  # all that there are
     assert "fp32 66.90 TFLOP/s" in window.run("document.querySelector('.chart').textContent")
     assert window.problems == []
 
@@ -171,7 +172,10 @@ def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_pat
     panel = "[...document.querySelectorAll('.panel')].find(p => p.textContent.startsWith('Closed'))"
     shown = f"[...{panel}.querySelectorAll('td')].map(c => c.textContent)"
     choices = window.run(f"[...{panel}.querySelector('select').options].map(o => o.textContent)")
-    assert choices == ["prefill, efficient", "decode, efficient"]
+    covered = {(f.phase, f.execution) for f in found.closed_forms}
+    assert {("training", "efficient"), ("prefill", "naive"), ("decode", "naive")} < covered
+    assert choices == [f"{s.workload.phase}, {s.ledger.execution}" for s in whole.steps
+                       if (s.workload.phase, s.ledger.execution) in covered]  # fmt: skip
 
     def slide(name, exponent):
         window.run(
@@ -179,18 +183,29 @@ def test_sliders_over_the_traces_formulas_are_the_tables_numbers(window, tmp_pat
             f" s.value = {exponent}; s.dispatchEvent(new Event('input')); }})()"
         )
 
-    for number, phase in enumerate(("prefill", "decode")):
+    steps = {batch: study("deepseek", "--batch", batch).steps for batch in ("2", "8")}
+    for number, choice in enumerate(choices):
         window.run(
             f"(() => {{ const s = {panel}.querySelector('select'); s.value = {number};"
             " s.dispatchEvent(new Event('change')); })()"
         )
-        for batch in (2, 8):
-            slide("B", 1 if batch == 2 else 3)
-            (step,) = study("deepseek", "--batch", str(batch), "--phase", phase, "--exec",
-                            "efficient").steps  # fmt: skip
+        sliders = f"[...{panel}.querySelectorAll('input')].filter(s => s.offsetParent)"
+        other = "L" if choice.startswith("decode") else "S"
+        assert window.run(f"{sliders}.map(s => s.ariaLabel)") == ["B", other]
+        for batch, exponent in (("2", 1), ("8", 3)):
+            slide("B", exponent)
+            (step,) = (s for s in steps[batch]
+                       if f"{s.workload.phase}, {s.ledger.execution}" == choice)  # fmt: skip
             cells = window.run(shown)
             assert cells[0] == f"{si(step.cost.total_flops)}FLOP"
             assert cells[1] == f"{si(step.cost.total_bytes)}B"
+            for cell, value in zip(cells[3:6], (step.times.compute, step.times.memory,
+                                                step.times.bound), strict=True):  # fmt: skip
+                amount, unit = cell.split()
+                scale = {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[unit]
+                assert float(amount) * scale == pytest.approx(value, rel=5e-3)
+            assert cells[8] == f"{si(step.memory.total)}B"
+            assert cells[9] == "yes"
         slide("B", 0)
         assert window.run(f"{panel}.textContent").endswith("traced for B >= 2.")
         slide("B", 1)

@@ -1,22 +1,25 @@
 """What traces with symbols add: the same numbers as traces with numbers, at any size."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from page_arithmetic import evaluate
-from report_studies import formulas, study
+from report_studies import formulas, given, study
 
+from tracer import full_report
 from tracer.algebra import Guard, Scope, ceil_div, distinct, most
 from tracer.hardware import load_chip
+from tracer.report import studied
 from tracer.report.arithmetic import condition, written
 from tracer.report.blocks import Text, blocks_of
 from tracer.report.data import tables_of
-from tracer.report.facts import gather
+from tracer.report.facts import gather, rates
 from tracer.report.findings import conclusions
 from tracer.report.records import ContextLimit, Elasticity, Grid, GridPoint, Sensitivity
 from tracer.report.sections import build
 from tracer.report.sections.sensitivity import _agreement
+from tracer.run import parser
 
 PHASES = ("prefill", "decode")
 
@@ -25,8 +28,8 @@ def names(step):
     return {"B": step.workload.batch, "S": step.workload.seq, "L": step.workload.context}
 
 
-def sums(forms, phase, at):
-    mine = [f for f in forms if f.phase == phase]
+def sums(forms, phase, at, execution="efficient"):
+    mine = [f for f in forms if (f.phase, f.execution) == (phase, execution)]
     flops = sum(f.times * evaluate(f.flops, at) for f in mine)
     moved = sum(f.times * evaluate(text, at) for f in mine for text in f.bytes.values())
     return flops, moved
@@ -39,12 +42,56 @@ def step_of(name, phase, *more):
 
 
 @pytest.mark.parametrize("name", ["deepseek", "llama", "gpt_oss"])
-@pytest.mark.parametrize("phase", PHASES)
-def test_closed_forms_are_the_tables_numbers(name, phase):
-    step = step_of(name, phase)
-    flops, moved = sums(formulas(name).closed_forms, phase, names(step))
+@pytest.mark.parametrize(("phase", "execution"), [
+    ("training", "efficient"), ("prefill", "efficient"), ("decode", "efficient"),
+    ("prefill", "naive"), ("decode", "naive"),
+])  # fmt: skip
+def test_closed_forms_are_the_tables_numbers(name, phase, execution):
+    """FLOPs, bytes, the seconds of both at datasheet peaks, and memory by what it is for."""
+    (step,) = (s for s in study(name).steps
+               if (s.workload.phase, s.ledger.execution) == (phase, execution))  # fmt: skip
+    found, at = formulas(name), names(step)
+    flops, moved = sums(found.closed_forms, phase, at, execution)
     assert flops == pytest.approx(step.cost.total_flops, rel=1e-12)
     assert moved == pytest.approx(step.cost.total_bytes, rel=1e-9)
+    mine = [f for f in found.closed_forms if (f.phase, f.execution) == (phase, execution)]
+    peak = rates(step)
+    matrix = sum(
+        f.times * (evaluate(f.flops, at) + evaluate(f.again, at)) / peak[f.precision]
+        for f in mine if f.precision
+    )  # fmt: skip
+    vector = sum(f.times * evaluate(f.vector, at) for f in mine) / step.chip.vector["fp32"]
+    assert max(matrix, vector) == pytest.approx(step.times.compute, rel=1e-9)
+    assert (matrix > 0) and (vector > 0)
+    (limits,) = (r for r in found.closed_ranges if (r.phase, r.execution) == (phase, execution))
+    held = {name: evaluate(text, at) for name, text in limits.held.items()}
+    assert held == pytest.approx(asdict(step.memory), rel=1e-9)
+    assert all(evaluate(text, at) > 0 for _, text in limits.conditions)
+
+
+@pytest.mark.parametrize("name", ["deepseek", "llama"])
+def test_a_training_step_at_other_sizes_is_that_of_another_trace(name):
+    (step,) = (s for s in study(name, "--batch", "6", "--seq", "80").steps
+               if (s.workload.phase, s.ledger.execution) == ("training", "efficient"))  # fmt: skip
+    found, at = formulas(name), names(step)
+    flops, moved = sums(found.closed_forms, "training", at)
+    assert flops == pytest.approx(step.cost.total_flops, rel=1e-12)
+    assert moved == pytest.approx(step.cost.total_bytes, rel=1e-6)
+    (limits,) = (r for r in found.closed_ranges
+                 if (r.phase, r.execution) == ("training", "efficient"))  # fmt: skip
+    held = sum(evaluate(text, at) for text in limits.held.values())
+    assert held == pytest.approx(step.memory.total, rel=1e-6)
+
+
+def test_naive_formulas_stop_where_ops_are_many(monkeypatch):
+    """Those that most programs pay for little come first, and none is there beyond the bound."""
+    monkeypatch.setattr(studied, "_MOST", 0)
+    options = parser().parse_args([*given("llama"), "--phase", "decode", "--phase", "prefill"])
+    found = full_report.studied(options)
+    assert {(f.phase, f.execution) for f in found.closed_forms} == {
+        ("decode", "efficient"), ("prefill", "efficient"),
+    }  # fmt: skip
+    assert not found.remarks
 
 
 @pytest.mark.parametrize("phase", PHASES)

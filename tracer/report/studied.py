@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST = 14_500  # ops that are traced with symbols, beyond which only the main execution is
+_MOST = 8_500  # ops that are traced with symbols, beyond which only the main execution is
 _AXES = {"prefill": ("seq",), "decode": ("batch",), "forward": ("batch",)}
 
 
