@@ -86,7 +86,7 @@ function evaluator(text) {
       fact("FLOPs", si(total.flops, "FLOP")), fact("bytes", si(total.bytes, "B")), fact("FLOP/B", significant(total.flops / total.bytes, 4)),
       fact("compute at peak", seconds(compute)), fact("memory at full bandwidth", seconds(total.memory)),
       fact("ideal: the larger of both", seconds(Math.max(compute, total.memory))),
-      fact("one op after the other: sum of max(compute, memory)", seconds(total.sum)),
+      fact("sum over ops of the larger", seconds(total.sum)),
       fact("most of that waits for", `${mostOf(waits)} ${percent(waits[mostOf(waits)] / total.sum)}`)];
     if (range && range.heldOf.length) {
       const held = range.heldOf.reduce((a, [, f]) => a + f(values), 0), chips = Math.ceil(held / c.capacity);

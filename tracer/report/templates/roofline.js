@@ -41,10 +41,11 @@ const roofline = (() => {
     W = Math.max(320, chart.clientWidth || 860); H = Math.round(Math.min(430, Math.max(260, W * 0.6)));
     chart.setAttribute("viewBox", `0 0 ${W} ${H}`);
     const all = points().filter(p => p.flops > 0 && p.bytes > 0 && p.time > 0);
-    const groups = [...new Set(all.flatMap(p => p.groups))];
+    const colour = g => D.colours.phases[g] || D.colours.categories[g];
+    const groups = [...new Set(all.flatMap(p => p.groups))].sort((a, b) => !colour(a) - !colour(b));
     filters.replaceChildren(...groups.map(g => make("label", {},
       make("input", { type: "checkbox", ...(off.has(g) ? {} : { checked: "" }), onchange: e => { e.target.checked ? off.delete(g) : off.add(g); draw(); } }),
-      make("span", { class: "swatch", style: `background:${D.colours.phases[g] || D.colours.categories[g] || "transparent"}` }), g)));
+      ...(colour(g) ? [make("span", { class: "swatch", style: `background:${colour(g)}` })] : []), g)));
     const shown = all.filter(p => !p.groups.some(g => off.has(g)));
     const chip = D.chips[D.steps[state.step].chip];
     const precisions = Object.keys(chip.peak).filter(p => chip.used.includes(p) || ["bf16", "fp16", "fp8", "fp4"].includes(p));
