@@ -13,6 +13,7 @@ import pytest
 from command_line import document, parse, run
 
 from tracer.models import build
+from tracer.report.written import MANIFEST
 from tracer.run import main
 
 ROLES = ("weights", "activations", "kv", "temporary", "gradients", "optimizer")
@@ -135,7 +136,8 @@ def written(config, tmp_path_factory):
     assert code == 0
     # A line a file, and one for each folder of many.
     wrote = re.findall(r"^wrote (\S+?)/?(?: \((\d+) files\))?$", err, re.M)
-    assert {path for path, _ in wrote} == {str(path) for path in out.iterdir()}
+    listed = {str(path) for path in out.iterdir() if path.name != MANIFEST}
+    assert {path for path, _ in wrote} == listed
     for path, count in wrote:
         assert not count or len(list(Path(path).iterdir())) == int(count)
     return out, parse(text)
@@ -144,7 +146,7 @@ def written(config, tmp_path_factory):
 def test_files_of_out(written):
     out, found = written
     assert {path.name for path in out.iterdir()} == {
-        "report.md", "report.html", "report.json", "ops.csv", "tables", "figures"
+        "report.md", "report.html", "report.json", "ops.csv", "tables", "figures", MANIFEST
     }  # fmt: skip
     report = (out / "report.md").read_text()
     pictures = sorted((out / "figures").iterdir())
