@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from tracer.capture import Capture, compat
+from tracer.capture import Capture, compat_fakes
 from tracer.capture.compat_fsdp import fully_shard_on_meta
 from tracer.capture.grounds import FAKE, fake_twin, on
 from tracer.capture.groups import fake_world
@@ -48,7 +48,7 @@ def on_fake():
         model = nn.Sequential(Block(), Block())
     with on(FAKE):
         model = fake_twin(model)
-        with compat.outside_fake_mode():
+        with compat_fakes.outside_fake_mode():
             for module in (*model, model):
                 fully_shard(module, mesh=init_device_mesh("cpu", (WORLD,)))
         return step(model, "cpu")
