@@ -94,6 +94,16 @@ def test_naive_formulas_stop_where_ops_are_many(monkeypatch):
     assert not found.remarks
 
 
+def test_training_of_a_model_with_many_ops_has_none_and_says_so(monkeypatch):
+    monkeypatch.setattr(studied, "_TRAINED", 1)
+    options = parser().parse_args([*given("deepseek"), "--seq", "16", "--context", "16"])
+    found = full_report.studied(options)
+    phases = [form.phase for form in found.closed_forms]
+    assert set(phases) == {"prefill", "decode"}
+    assert phases == sorted(phases, key=["prefill", "decode"].index)
+    assert any(remark.startswith("training: no formulas in symbols") for remark in found.remarks)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_and_at_other_sizes_those_of_another_trace(phase):
     other = ("--batch", "6", "--seq", "80", "--context", "96")

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST = 8_500  # ops that are traced with symbols, beyond which only the main execution is
+_MOST = 6_000  # ops that are traced with symbols, beyond which only the main execution is
+_TRAINED = 1_000  # ops of a forward, beyond which training, 3 to 7 times as many, is not
 _AXES = {"prefill": ("seq",), "decode": ("batch",), "forward": ("batch",)}
 
 
@@ -89,8 +90,14 @@ def study(program: Program, asked: Asked) -> Studied:
     lines: list[Sublayer] = []
     answers = _Answers([], [], [], [], [], [], [])
     ops: dict[str, int] = {}
-    for phase in asked.phases:
+    for phase in sorted(asked.phases, key=lambda phase: phase == "training"):
         found: dict[str, Closed] = {}
+        if phase == "training" and max(ops.values(), default=0) > _TRAINED:
+            told.append(
+                f"training: no formulas in symbols, as a forward alone has {max(ops.values()):,} "
+                "ops and a report is to be had in seconds"
+            )
+            continue
         try:
             ledger = _ledger(program, _workload(asked, phase), asked.conventions, asked.main)
             if phase != "training":
@@ -120,6 +127,8 @@ def study(program: Program, asked: Asked) -> Studied:
             other = _tried(told, f"{phase}, {execution}: no formulas in symbols", _ledger, *given)
             if other is not None:
                 _formulas(other, phase, forms, ranges)
+    for listed in (forms, ranges, lines):
+        listed.sort(key=lambda item: asked.phases.index(item.phase))
     sensitivity = Sensitivity(tuple(answers.elasticities), tuple(answers.grids))
     return Studied(
         tuple(forms) or None, tuple(ranges) or None, tuple(lines) or None,
