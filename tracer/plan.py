@@ -100,6 +100,9 @@ def _search(options: argparse.Namespace, command: str, out: Path | None) -> None
     from .report.plans import render_search
     from .report.search_report import search_csv, search_document, search_report
 
+    if options.phase != "training":
+        _search_servers(options)
+        return
     with progress() as say:
         study = search_plans(options, command, say)
     if options.json:
@@ -110,6 +113,22 @@ def _search(options: argparse.Namespace, command: str, out: Path | None) -> None
         write_whole(Path(options.csv), search_csv(study.found))
     if out is not None:
         _write(search_report(study), out)
+
+
+def _search_servers(options: argparse.Namespace) -> None:
+    from .plan_search import search_servers
+    from .report.files import write_whole
+    from .report.plans import render_server_search
+    from .report.search_report import found_document, search_csv
+
+    with progress() as say:
+        found = search_servers(options, say)
+    if options.json:
+        print(json.dumps(found_document(found, options.top), indent=1))
+    else:
+        print(render_server_search(found, options.top, verbose=options.verbose))
+    if options.csv is not None:
+        write_whole(Path(options.csv), search_csv(found))
 
 
 def _write(report: Report, out: Path) -> None:

@@ -109,6 +109,7 @@ _TRAINING = (
 _SERVING = ("batch", "weights", "overlap")
 _SEARCH = ("csv", "top")
 _NO_SEARCH = ("dp", "microbatches", "chunks", "redundant", "attention_dp", "compare", "strict")
+_NO_SERVING_SEARCH = ("dp", "cp", "batch", "compare", "strict", "price", "tokens_budget")
 
 
 def check_options(options: argparse.Namespace, given: set[str]) -> None:
@@ -126,11 +127,10 @@ def check_options(options: argparse.Namespace, given: set[str]) -> None:
         raise UserError("name a cluster: --cluster h800_ib (--list-clusters has them all)")
     if options.phase not in PHASES:
         raise UserError(f"--phase {options.phase!r}: choose one of {', '.join(PHASES)}")
-    if options.search and options.phase != "training":
-        raise UserError("--search ranks training plans; price serving plans one by one")
     training, phase = options.phase == "training", options.phase
+    own = tuple(n for n in _TRAINING if n != "global_batch" or not options.search)
     for names, holds, where in (
-        (_TRAINING, training, f"training, this is {phase}"),
+        (own, training, f"training, this is {phase}"),
         (_SERVING, not training, "prefill and decode, this is training"),
         (("context",), phase == "decode", f"decode, this is {phase}"),
         (_SEARCH, options.search, "--search"),
@@ -139,9 +139,11 @@ def check_options(options: argparse.Namespace, given: set[str]) -> None:
             if name in given and not holds:
                 raise UserError(f"{flag(name)} goes with {where}")
     if options.search:
-        for name in _NO_SEARCH:
+        for name in _NO_SEARCH if training else _NO_SERVING_SEARCH:
             if name in given:
                 raise UserError(f"{flag(name)} does not go with --search, which tries all plans")
+        if options.out is not None and not training:
+            raise UserError("--out: a search for servers has no report; give --csv, or --json")
 
 
 _FROM_MAIN = (*AXES, "hf_config", "context", "assume", "out", "json", "compare", "layers",

@@ -102,7 +102,7 @@ def assumptions(options: argparse.Namespace) -> Assumptions:
     )
 
 
-def _serving(options: argparse.Namespace) -> Serving:
+def serving(options: argparse.Namespace) -> Serving:
     from .parallel.memory import Headroom
     from .predict.serving import Serving
 
@@ -278,7 +278,7 @@ def price_plan(options: argparse.Namespace, plan: Plan | None = None) -> Priced:
         return Priced(program, step, assume, money)
     from .predict.serving import predict_serving
 
-    serving = _serving(options)
+    assumed = serving(options)
     served = predict_serving(
         program,
         plan,
@@ -287,10 +287,10 @@ def price_plan(options: argparse.Namespace, plan: Plan | None = None) -> Priced:
         batch=batch,
         seq=options.seq,
         context=options.context or options.seq,
-        assume=serving,
+        assume=assumed,
         solve=True,
     )
-    return Priced(program, served, serving, money)
+    return Priced(program, served, assumed, money)
 
 
 def check_strict(detail: Detail) -> None:

@@ -246,6 +246,13 @@ def test_a_search_ranks_what_fits_and_says_why_others_do_not(run, tmp_path):
         (("--global-batch", "5", "--dp", "2"), "does not divide by 2 sequences"),
         (("--phase", "chat"), "choose one of training"),
         (("--search",), "needs --gpus and --global-batch"),
+        (("--search", "--phase", "decode", "--gpus", "2"), "needs --gpus and --global-batch"),
+        (("--search", "--phase", "decode", "--batch", "2"), "--batch does not go with --search"),
+        (("--search", "--phase", "decode", "--zero", "1"), "--zero goes with training"),
+        (
+            ("--search", "--phase", "decode", "--out", "x"),
+            "--out: a search for servers has no report",
+        ),
         (("--batch", "4"), "--batch goes with prefill and decode, this is training"),
         (("--overlap",), "--overlap goes with prefill and decode"),
         (("--phase", "decode", "--recompute", "full"), "--recompute goes with training"),
@@ -373,6 +380,30 @@ def test_models_of_transformers_have_no_module_to_train(run, tmp_path, options):
     code, out, err = run("--hf-config", folder, *options, "--compare", "dp=2 mtp")
     assert (code, out) == (2, "")
     assert "mtp=True: transformers' modelling code has no module" in err
+
+
+def test_servers_are_searched(run, tmp_path):
+    options = (
+        "--search",
+        "--phase",
+        "decode",
+        "--gpus",
+        "4",
+        "--global-batch",
+        "8",
+        "--context",
+        "64",
+    )
+    code, text, _ = run(*options, "--csv", str(tmp_path / "all.csv"))
+    assert code == 0
+    assert text.splitlines()[1].split() == [
+        "plan", "TPOT", "batch", "tokens/s", "a", "GPU", "exposed", "GB",
+    ]  # fmt: skip
+    made = json.loads(run(*options, "--json")[1])
+    assert made["ranked"][0]["kind"] == "decode"
+    assert made["ranked"][0]["plan"] in text
+    rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert len(rows) == 1 + int(text.split()[0]) + sum(made["dropped"].values())
 
 
 def test_a_cluster_is_named(run):

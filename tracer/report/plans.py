@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
@@ -231,14 +231,33 @@ def nearest_to_fitting(item: Dropped) -> str:
     return f"nearest to fitting is {item.plan}: {item.reason}; {less}"
 
 
-def render_search(found: Found, top: int, *, verbose: bool = False) -> str:
-    """The best plans, and why the others are not among them."""
+def render_server_search(found: Found[ServingStep], top: int, *, verbose: bool = False) -> str:
+    """The best plans of a server, and why the others are not among them."""
+    rows = [
+        (n + 1, str(s.plan), text.seconds(s.seconds), s.batch,
+         f"{s.tokens_per_s / s.plan.world:,.0f}", f"{s.exposed / s.seconds:.0%}",
+         f"{s.memory.total / 1e9:,.0f}")
+        for n, s in enumerate(found.ranked[:top])
+    ]  # fmt: skip
+    name = "TTFT" if found.ranked and found.ranked[0].phase == "prefill" else "TPOT"
+    header = ("", "plan", name, "batch", "tokens/s a GPU", "exposed", "GB")
+    return _searched(found, rows, header, verbose)
+
+
+def render_search(found: Found[TrainingStep], top: int, *, verbose: bool = False) -> str:
+    """The best training plans, and why the others are not among them."""
     rows = [
         (n + 1, str(s.plan), text.seconds(s.seconds), f"{s.tokens_per_s / s.plan.world:,.0f}",
          f"{s.mfu:.1%}", f"{s.pipeline.bubble_share:.0%}", f"{s.memory.total / 1e9:,.0f}")
         for n, s in enumerate(found.ranked[:top])
     ]  # fmt: skip
     header = ("", "plan", "step", "tokens/s a GPU", "MFU", "bubble", "GB")
+    return _searched(found, rows, header, verbose)
+
+
+def _searched(
+    found: Found[Any], rows: list[tuple[Any, ...]], header: tuple[str, ...], verbose: bool
+) -> str:
     lines = [f"{text.plural(len(found.ranked), 'plan')} fit, {len(found.dropped):,} do not run"]
     if rows:
         lines.append(tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True))

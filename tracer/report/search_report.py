@@ -34,7 +34,7 @@ class SearchStudy:
     gpus: int
     global_batch: int
     seq: int
-    found: Found
+    found: Found[TrainingStep]
     best: tuple[TrainingStep, ...]
     top: int
     command: str
@@ -46,13 +46,17 @@ class SearchStudy:
 
 def search_document(study: SearchStudy) -> dict[str, Any]:
     """The document of `--json`: the best plans' records, dropped plans by kind of reason."""
+    return found_document(study.found, study.top)
+
+
+def found_document(found: Found[Any], top: int) -> dict[str, Any]:
+    """The best plans' records, dropped plans by kind of reason."""
     return {
-        "ranked": [step.as_dict() for step in study.found.ranked[: study.top]],
-        "dropped": study.found.reasons,
-    }
+        "ranked": [step.as_dict() for step in found.ranked[:top]], "dropped": found.reasons,
+    }  # fmt: skip
 
 
-def search_csv(found: Found) -> str:
+def search_csv(found: Found[Any]) -> str:
     """Every plan: those that fit with their figures, best first, then others with a reason."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tracer.hardware import Cluster
 
@@ -25,12 +25,15 @@ from ..parallel.schedules import SCHEDULES
 from ..predict.money import Money
 from ..predict.mtp import trained_with
 from ..predict.program import supported
+from ..predict.serving import ServingStep
 from ..predict.training import Assumptions, TrainingStep, predict_training, training_memory
 from .sweeps import LOCAL, executor_for
 
 if TYPE_CHECKING:
     from ..capture.program import Program
 
+
+S = TypeVar("S", TrainingStep, ServingStep)
 
 MANY = 200  # plans from which on a second process earns the seconds that it takes to start
 
@@ -56,10 +59,10 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Generic[S]):
     """The result of a search: `ranked` by tokens a second, best first."""
 
-    ranked: tuple[TrainingStep, ...]
+    ranked: tuple[S, ...]
     dropped: tuple[Dropped, ...]
 
     @property
@@ -126,8 +129,8 @@ def search(
     like: Plan | None = None, assume: Assumptions | None = None, money: Money | None = None,
     schedules: tuple[str, ...] = tuple(SCHEDULES), most: dict[str, int] | None = None,
     executor: str = "serial", tell: Callable[[int, int], None] | None = None,
-) -> Found:  # fmt: skip
-    """Price every legal plan of `gpus` GPUs.
+) -> Found[TrainingStep]:  # fmt: skip
+    """Price every legal training plan of `gpus` GPUs.
 
     Args:
         program: the model.
@@ -155,26 +158,41 @@ def search(
     if not splits:
         raise UserError(f"{gpus} GPUs: no split within the bounds {bounds}")
     task = _Task(program, cluster, global_batch, seq, assume or Assumptions(), money)
-    count = sum(map(len, splits.values()))
     # Plans of one (tp, cp) have their structures and step sizes in common, others next to nothing.
+    return priced(task, list(splits.values()), executor, tell)
+
+
+class Task(Protocol[S]):
+    """What prices the plans of a search: all that they have in common."""
+
+    def price(self, splits: list[Plan]) -> list[S | Dropped]:
+        """Each split priced, or why not."""
+
+
+def priced(
+    task: Task[S], splits: list[list[Plan]], executor: str,
+    tell: Callable[[int, int], None] | None,
+) -> Found[S]:  # fmt: skip
+    """All plans of a search, those of one list by one worker; arguments as of `search`."""
+    count = sum(map(len, splits))
     with executor_for(executor if count >= MANY else "serial", LOCAL) as pool:
-        futures = [pool.submit(task.price, plans) if pool else None for plans in splits.values()]
-        done: list[TrainingStep | Dropped] = []
-        for plans, future in zip(splits.values(), futures, strict=True):
+        futures = [pool.submit(task.price, plans) if pool else None for plans in splits]
+        done: list[S | Dropped] = []
+        for plans, future in zip(splits, futures, strict=True):
             try:
                 done += task.price(plans) if future is None else future.result()
             except BrokenExecutor:  # a worker died: what it had is priced here
                 done += task.price(plans)
             if tell is not None:
                 tell(len(done), count)
-    ranked = [item for item in done if isinstance(item, TrainingStep)]
-    ranked.sort(key=lambda step: step.seconds)
+    ranked = [item for item in done if not isinstance(item, Dropped)]
+    ranked.sort(key=lambda step: -step.tokens_per_s)
     return Found(tuple(ranked), tuple(item for item in done if isinstance(item, Dropped)))
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What all plans of a search have in common, as a worker gets it."""
+    """What all training plans of a search have in common, as a worker gets it."""
 
     program: Program
     cluster: Cluster | str
