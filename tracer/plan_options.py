@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     add("--phase", default="training", metavar="P", help="training (default), prefill or decode")
     add("--seq", type=int, default=4096, metavar="S", help="tokens a sequence (default 4096)")
     add("--context", type=int, metavar="L", help="keys that a decoded token sees (as --seq)")
-    add("--global-batch", type=int, metavar="B", help="sequences of a training step")
+    add(
+        "--global-batch",
+        type=int,
+        metavar="B",
+        help="sequences of a training step; of a server's --search, in flight on all GPUs",
+    )
     add("--batch", type=int, default=8, metavar="B", help="serving: sequences of a data rank (8)")
     add("--micro-batch", type=int, default=1, metavar="B", help="sequences at once (default 1)")
     add("--chunks", type=int, default=1, metavar="N", help="stages a rank when interleaved")
