@@ -249,7 +249,9 @@ def _training(model: nn.Module, run: Run, optimizer: str, options: dict[str, Any
             torch.autograd.backward(loss, unread)
             del loss, unread
             capture.unfold()
-            with capture.at_numbers(map(_local, model.parameters())) as parameters:
+            with torch.no_grad(), capture.optimizer_step():  # views of slices are its own
+                own = [_local(parameter) for parameter in model.parameters()]
+            with capture.at_numbers(own) as parameters:
                 with capture.paused():
                     if options["fold"]:
                         fill_gradients(parameters)
