@@ -12,7 +12,8 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.schedules import Schedule
 from .assumptions import Assumptions
-from .structure import Block, each, groups_on
+from .block import Block, each
+from .structure import groups_on
 
 MOMENTS = {"fp32": 4.0, "bf16": 2.0}
 ADAMW_LAUNCHES = 14  # kernels of torch's foreach AdamW

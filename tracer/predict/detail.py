@@ -15,6 +15,7 @@ from ..parallel.groups import strided
 from ..parallel.network import Network, network_of
 from ..parallel.plan import Plan
 from .assumptions import Assumptions, trained
+from .block import Block
 from .engine import as_served
 from .gpu_memory import GpuMemory, by_rank
 from .messages import (
@@ -34,7 +35,7 @@ from .passes import Passes
 from .pipeline import Timed, two_streams
 from .program import stages_of
 from .serving import Serving, ServingStep, memories, served, span, stages_for
-from .structure import Block, groups_on
+from .structure import groups_on
 from .time_shares import Shares
 from .training import TrainingStep, check
 

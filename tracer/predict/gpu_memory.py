@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..parallel.schedules import Held, Schedule, peak_bytes
 from .assumptions import Assumptions
+from .block import Block, each
 from .data_ranks import MOMENTS, DataRanks
-from .structure import Block, each
 
 
 @dataclass(frozen=True)

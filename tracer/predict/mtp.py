@@ -12,7 +12,7 @@ from .kept import BF16
 
 if TYPE_CHECKING:
     from ..capture.program import Program
-    from .structure import Block
+    from .block import Block
 
 
 class Added(NamedTuple):

@@ -26,10 +26,11 @@ from ..errors import UserError
 from ..parallel.memory import Moving
 from ..parallel.network import Network
 from ..parallel.plan import Plan
+from .block import Block, Held, held_by, together
 from .clocked import Clocked
+from .kernels import Kernels
 from .links import Links
 from .passes import Passes
-from .structure import Block, Held, Kernels, held_by, together
 
 FIRST, BETWEEN, LAST = 0, 1, 2  # stages of a pipeline of three
 _LAYERS = 4  # traced: the first, two that are one, the last

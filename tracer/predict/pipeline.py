@@ -11,10 +11,10 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.schedules import Durations, PipelineStep, Schedule, price
 from .assumptions import BOTH, Assumptions
+from .block import Block, each
 from .data_ranks import DataRanks, message
 from .gpu_memory import in_flight
 from .passes import COMPUTE, Chain
-from .structure import Block, each
 
 V_SHAPED = ("zbv", "dualpipev")  # two stages a rank
 

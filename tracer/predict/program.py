@@ -12,8 +12,10 @@ from ..parallel.network import Network
 from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from . import mtp, pieces
+from .block import Block
+from .kernels import Kernels
 from .links import EVEN_LOAD, Links, RankLoad
-from .structure import HEAD, MTP, Block, Kernels, Structure, groups_on
+from .structure import HEAD, MTP, Structure, groups_on
 
 if TYPE_CHECKING:
     from ..capture.program import Program

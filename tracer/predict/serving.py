@@ -24,14 +24,15 @@ from ..parallel.memory import Headroom, largest
 from ..parallel.network import Network, network_of
 from ..parallel.overlap import Overlap
 from ..parallel.plan import Plan
+from .block import Block
 from .engine import as_served, prompt_notes
 from .expert_load import ExpertChoice, rank_load
 from .gpu_memory import GpuMemory
+from .kernels import Kernels
 from .links import EVEN_LOAD, RankLoad
 from .passes import COMPUTE, Chain
 from .pipeline import two_streams
 from .program import Stages, is_reference, stages_of
-from .structure import Block, Kernels
 
 if TYPE_CHECKING:
     from ..capture.program import Program
