@@ -112,7 +112,8 @@ class Clocked:
             held = replace(timing, reserved_sms=timing.reserved_sms + network.cluster.comm_sms)
             away = time_ledger(ledger, chip, held)
             slowed = {id(k.kernel): k for k in away.kernels}
-        self.alone, self.beside = RowKernels(times, routed), RowKernels(away, routed)
+        self.alone = RowKernels(times, routed)
+        self.beside = self.alone if away is times else RowKernels(away, routed)
         self.cost = Cost.sum(k.cost for k in ledger.kernels if k.phase != OPTIMIZER)
         self.optimizer = 0.0
         self.hops = {FORWARD: 0.0, BACKWARD: 0.0}

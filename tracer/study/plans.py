@@ -244,12 +244,9 @@ def _too_big(
 
     found = load_cluster(cluster) if isinstance(cluster, str) else cluster
     capacity = assume.capacity_of(found.chip)
-    experts, others = parameters_of(program, plan)
     copies = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
     item = assume.gradient_bytes
-    # The mean over stages, TP as if it cut everything: less than the fullest rank really holds.
-    cut = experts / (plan.ep if plan.ep > 1 else plan.tp) + others / plan.tp
-    held = copies * (2.0 + (item if plan.zero < 2 else 0.0)) * cut / plan.pp
+    held = copies * (2.0 + (item if plan.zero < 2 else 0.0)) * least_elements(program, plan)
     if plan.zero == 3:
         held = 0.0
     if held > capacity:
@@ -258,6 +255,14 @@ def _too_big(
             f"{capacity / 1e9:.4g} GB"
         ), held
     return None
+
+
+def least_elements(program: Any, plan: Plan) -> float:
+    """Parameters of a GPU at least: the mean over stages, TP as if it cut everything, less than the
+    fullest rank really holds.
+    """
+    experts, others = parameters_of(program, plan)
+    return (experts / (plan.ep if plan.ep > 1 else plan.tp) + others / plan.tp) / plan.pp
 
 
 def parameters_of(program: Any, plan: Plan) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ..parallel.plan import Plan
 from ..parallel.ranks import sizes_of
 from ..predict.program import supported
 from ..predict.serving import Serving, ServingStep, predict_serving
-from .plans import Dropped, Found, divisors, parameters_of, priced
+from .plans import Dropped, Found, divisors, least_elements, priced
 
 if TYPE_CHECKING:
     from ..capture.program import Program
@@ -132,11 +132,8 @@ class _Task:
     def _weights(self, plan: Plan) -> Dropped | None:
         """A plan whose weights alone are beyond a GPU: no need to trace anything."""
         capacity = float(network_of(self.cluster).cluster.chip.memory_given)
-        experts, others = parameters_of(self.program, plan)
         each = 1.0 if "fp8" in (self.program.dtype, self.assume.weights) else 2.0
-        # The mean over stages, TP as if it cut everything: less than the fullest rank holds.
-        cut = experts / (plan.ep if plan.ep > 1 else plan.tp) + others / plan.tp
-        held = each * cut / plan.pp
+        held = each * least_elements(self.program, plan)
         if held <= capacity:
             return None
         why = (
