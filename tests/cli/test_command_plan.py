@@ -382,6 +382,16 @@ def test_models_of_transformers_have_no_module_to_train(run, tmp_path, options):
     assert "mtp=True: transformers' modelling code has no module" in err
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_a_chip_that_nobody_measured_kernels_on_is_told(run, search):
+    options = ("--phase", "decode", "--gpus", "2")
+    options += ("--search", "--global-batch", "4") if search else ("--batch", "2")
+    for cluster, foreign in (("mi300x_roce", True), ("h100_ib", False)):
+        code, text, _ = run(*options, cluster=cluster)
+        assert code == 0
+        assert ("UNCALIBRATED: kernel constants measured on" in text) == foreign
+
+
 def test_servers_are_searched(run, tmp_path):
     options = (
         "--search",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tracer.hardware import Chip
+
 from ..capture.records import Trace
 from ..cost import Conventions, Ledger, price
 from ..cost.exchanged import in_tokens
@@ -12,6 +14,8 @@ from ..cost.onepass import one_pass
 from ..cost.routed import served
 from ..errors import UserError
 from ..machine import Timing
+from ..machine.calibration import FOREIGN, calibration_of
+from ..machine.timing import KERNELS
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Kernels:
             ledger = served(joined_products(ledger), self.served)
         return in_tokens(ledger) if self.exchanged else ledger
 
-    def notes(self) -> list[str]:
-        """A line each."""
+    def notes(self, chip: Chip) -> list[str]:
+        """A line each; one of them where nobody measured kernels on a chip of the kind."""
         lines = self.timing.notes()
+        if self.timing.model == KERNELS and calibration_of(chip).status() == FOREIGN:
+            lines.append(calibration_of(chip).note())
         if self.casts == "one_pass":
             lines.append("FP8 casts read their source once, transposed or not")
         if self.served is not None:

@@ -241,7 +241,7 @@ def predict_serving(
         sum(sum(b.passes.messages(FORWARD).values()) for b in blocks) * assume.micro_batches,
         sum(s[1] for s in spans), host, memory, kv,
         _ep_limit(program, plan, cluster) if phase == DECODE else None, None, None, load, imbalance,
-        tuple(dict.fromkeys([*assume.kernels.notes(), *network.notes(), *stages.notes(),
+        tuple(dict.fromkeys([*assume.kernels.notes(cluster.chip), *network.notes(), *stages.notes(),
                              *assume.experts.notes(load), *prompt_notes(program, phase),
                              _streams(assume, phase)])),
         "" if memory.fits else (

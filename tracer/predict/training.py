@@ -242,8 +242,8 @@ def predict_training(
         pipeline, memory, flops, full,
         float(cluster.chip.peak_for("bf16")), "bf16", load, money,
         tuple(dict.fromkeys([
-            *assume.kernels.notes(), *assume.overlap.notes(plan.schedule), *network.notes(),
-            *stages.notes(), *assume.experts.notes(load),
+            *assume.kernels.notes(cluster.chip), *assume.overlap.notes(plan.schedule),
+            *network.notes(), *stages.notes(), *assume.experts.notes(load),
         ])),
         memory.shortage,
         shares.stage_rows() if shares else (), timed.durations, *stages.mtp_flops(),

@@ -37,9 +37,13 @@ def render(
         lines = _training(step, advice)
     else:
         lines = _serving(step, advice, money)
-    if verbose:
-        lines += ["", *(f"note: {note}" for note in step.notes)]
-    return "\n".join(lines)
+    return "\n".join(lines + _noted(step, verbose))
+
+
+def _noted(step: TrainingStep | ServingStep, verbose: bool) -> list[str]:
+    """All notes, or what nobody is to miss: kernels that were never measured on such a chip."""
+    notes = [f"note: {note}" for note in step.notes if verbose or "UNCALIBRATED" in note]
+    return ["", *notes] if notes else []
 
 
 def _head(step: TrainingStep | ServingStep) -> list[str]:
@@ -270,4 +274,6 @@ def _searched(
     ]
     if verbose:
         lines += [f"  {item.plan}: {item.reason}" for item in found.dropped]
+    if found.ranked:
+        lines += _noted(found.ranked[0], verbose=False)
     return "\n".join(lines)
